@@ -1,0 +1,7 @@
+"""`python -m rcnn` is `rcnn`."""
+
+import sys
+
+from rcnn.cli import main
+
+sys.exit(main())

@@ -1,0 +1,53 @@
+"""One thing to time, and how a worker times it and counts its work."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Task(NamedTuple):
+    """One thing to time."""
+
+    run: Callable[[], object]
+    precision: str  # fp32 or bf16, of its convolutions and products
+    device: torch.device
+    images: int = 0  # done by a run; 0: it is not about images
+    head: nn.Module | None = None  # the second stage: its first argument has a row for each RoI
+
+
+class Work(NamedTuple):
+    """What a run does, however long it takes."""
+
+    flops: int  # of convolutions and matrix products, backward included
+    rois: int  # through the second stage
+
+
+def time_task(task: Task) -> float:
+    """Seconds of one run, the device's work included."""
+    _wait(task.device)
+    begun = time.perf_counter()
+    task.run()
+    _wait(task.device)
+    return time.perf_counter() - begun
+
+
+def count_work(task: Task) -> Work:
+    """Count one run; it also serves as the first warm-up."""
+    rois: list[int] = []
+    hook = task.head and task.head.register_forward_pre_hook(lambda _, arguments: rois.append(len(arguments[0])))
+    try:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            task.run()
+    finally:
+        if hook:
+            hook.remove()
+    return Work(counter.get_total_flops(), sum(rois))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""One verb, one file: typed arguments and main(), without logic."""

@@ -1,0 +1,63 @@
+"""`rcnn bench`: time inference, training, the operators or the data path on this machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rcnn.benchmark.settings import Against, Mode, Settings, What, choose_sides
+from rcnn.commands.options import parse
+
+DESCRIPTION = """Time this machine: a recipe's network (infer, train), its operators (ops) or its data path (data), on
+made-up input. Prints medians, the range that holds half of the runs, and the share of the machine's own ceiling."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be given on the command line."""
+
+    what: Annotated[What, tyro.conf.Positional]
+    """what to time"""
+    recipe: str = "vgg16_voc07"
+    """a recipe's name or file"""
+    against: Against = "nothing"
+    """compare, pair by pair, with the same network or operators built from this package"""
+    peer_modes: tuple[Mode, ...] = ("default", "best")
+    """how the other runs: default is fp32; channels_last adds that layout and a fused optimiser; best adds bf16;
+    _malloc sets glibc's allocator to keep freed memory, as rcnn does itself"""
+    json: str = ""
+    """file to write all times to"""
+    height: int = 600
+    """of the canvas"""
+    width: int = 800
+    """of the canvas"""
+    batch: int = 1
+    """images a run"""
+    runs: int = 10
+    """timed runs, after two that are not"""
+    threads: int = 0
+    """of torch; 0: its own choice"""
+    precision: Literal["recipe", "fp32", "bf16", "auto"] = "recipe"
+    """ours; recipe: what the recipe says"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1"""
+    data_root: str = ""
+    """folder of pictures for data; empty: generated ones"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = parse(Options, argv, verb="bench", description=DESCRIPTION)
+    from rcnn.benchmark.measure import measure
+    from rcnn.benchmark.report import format_report, write_json
+    from rcnn.recipes.find import find_recipe
+
+    names = ("height", "width", "batch", "precision", "device", "threads", "data_root")
+    shared = {name: getattr(options, name) for name in names}
+    settings = Settings(options.what, find_recipe(options.recipe), **shared)
+    report = measure(settings, choose_sides(options.what, options.against, options.peer_modes), runs=options.runs)
+    if options.json:
+        write_json(Path(options.json), report, options.recipe)
+    print(format_report(report, options.recipe))
+    return 0

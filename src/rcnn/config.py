@@ -1,0 +1,232 @@
+"""What can be chosen about an experiment, as frozen dataclasses; JSON in and out.
+
+Read only by `build`, `recipes` and `commands`; everything below takes plain values.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images are and how they become batches."""
+
+    format: Literal["auto", "voc", "coco", "folder"] = "auto"
+    """annotation format; auto looks at the root"""
+    root: str = "data"
+    """a VOCdevkit, a VOC-style folder, a COCO folder or a folder of your own pictures"""
+    train: str = "trainval"
+    """set to train on; sets joined by + are merged"""
+    test: str = "test"
+    """set to test on"""
+    classes: tuple[str, ...] = ()
+    """class names in order; empty: VOC's 20 for a VOCdevkit, else what the annotations hold"""
+    short_side: int = 600
+    """length in pixels to which the shorter side is resized"""
+    long_side: int = 1000
+    """limit on the longer side after resizing"""
+    canvas: Literal["grouped", "exact"] = "grouped"
+    """grouped: a few padded sizes measured on the data set; exact: each image's own size, batch 1"""
+    canvas_multiple: int = 32
+    """canvas sides are multiples of this many pixels"""
+    max_boxes: int = 0
+    """ground-truth slots per image; 0: as many as the fullest image needs"""
+    flip: bool = True
+    """train on mirror images too"""
+    strict: bool = False
+    """refuse bad boxes instead of clipping or dropping them with a count"""
+    workers: int = 1
+    """processes that decode images; 0: in the training process"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network and its conventions; stored with the weights."""
+
+    backbone: Literal["vgg16", "resnet18", "resnet50", "resnet101", "resnet50_v2", "resnet101_v2"] = "vgg16"
+    """trunk; _v2 is MXNet's pre-activation ResNet"""
+    head: Literal["fc", "stage4"] = "fc"
+    """second stage: two fully connected layers, or the ResNet's last stage"""
+    head_hidden: int = 4096
+    """width of the fc head"""
+    dropout: float = 0.5
+    """of the fc head"""
+    offset: float = 1.0
+    """1: inclusive pixel boxes (width = x2 - x1 + 1), as Caffe and MXNet models use; 0: continuous"""
+    roi_op: Literal["pool", "align"] = "pool"
+    """RoIPool (maximum over rounded bins) or RoIAlign (bilinear)"""
+    roi_size: int = 7
+    """output side of the RoI operator"""
+    rpn_channels: int = 512
+    """width of the RPN's 3x3 convolution"""
+    anchor_scales: tuple[float, ...] = (8.0, 16.0, 32.0)
+    """anchor sides in units of the stride (16 px)"""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """height over width"""
+    partial_cells: bool = False
+    """propose in feature cells only partly covered by the picture too"""
+    pixel_mean: tuple[float, float, float] = (123.68, 116.779, 103.939)
+    """RGB, subtracted"""
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """RGB, divided by"""
+    box_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """standard deviations by which the second stage's box targets are divided"""
+    frozen: tuple[str, ...] = ("conv1", "conv2")
+    """parameters not trained: prefixes of stage names of the backbone"""
+    pretrained: str = ""
+    """weights to start from: a .safetensors or .pth file; empty: random"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the network is trained."""
+
+    method: Literal["joint"] = "joint"
+    """approximate joint training of RPN and Fast R-CNN (Ren et al. 2016, 3.2)"""
+    epochs: float = 10.0
+    """passes over the set; a pass holds every image twice when epoch_of_flips is on"""
+    batch: int = 1
+    """images per process and step"""
+    lr: float = 0.001
+    """learning rate for a batch of lr_batch images"""
+    lr_batch: int = 1
+    """batch that lr is meant for"""
+    scale_lr: bool = False
+    """multiply lr by total batch / lr_batch"""
+    schedule: Literal["steps", "cosine"] = "steps"
+    """steps: times lr_factor at each of lr_steps; cosine: down to lr * lr_final"""
+    lr_steps: tuple[float, ...] = (7.0,)
+    """epochs at which the learning rate drops"""
+    lr_factor: float = 0.1
+    """what it drops by"""
+    lr_final: float = 0.01
+    """of a cosine, as a share of lr"""
+    warmup: int = 0
+    """steps over which lr rises linearly from a hundredth"""
+    momentum: float = 0.9
+    """of SGD"""
+    weight_decay: float = 0.0005
+    """on weights, not on biases or normalisation"""
+    clip: float = 5.0
+    """each gradient element is clamped to [-clip, clip]; 0: off"""
+    epoch_of_flips: bool = True
+    """an epoch holds each image and its mirror (mx-rcnn); off: a coin decides per image"""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """of convolutions and matrix products; losses and boxes are fp32; auto: bf16 where the processor has it"""
+    compile: bool = False
+    """compile the step with torch.compile"""
+    rpn_rois: int = 256
+    """anchors sampled per image"""
+    rpn_positive_share: float = 0.5
+    """largest share of them that are positive"""
+    rpn_positive_iou: float = 0.7
+    """an anchor is positive from this IoU on"""
+    rpn_negative_iou: float = 0.3
+    """and negative below this"""
+    rpn_low_best: bool = True
+    """an object's best anchor is positive even below rpn_negative_iou (paper, mx-rcnn v5); off: it is not (v6)"""
+    rpn_border: float = 0.0
+    """pixels by which an anchor may cross the picture's edge and still be trained; negative: any"""
+    rpn_pre_nms: int = 12000
+    """best anchors kept before NMS"""
+    rpn_post_nms: int = 2000
+    """proposals kept after NMS"""
+    rpn_nms: float = 0.7
+    """IoU above which the weaker proposal goes"""
+    rpn_min_size: float = 16.0
+    """smallest side of a proposal, in original pixels"""
+    rois: int = 128
+    """RoIs sampled per image for the second stage"""
+    roi_positive_share: float = 0.25
+    """largest share of them that are objects"""
+    roi_positive_iou: float = 0.5
+    """a RoI is an object from this IoU on"""
+    roi_background_iou: tuple[float, float] = (0.0, 0.5)
+    """and background from the first to below the second"""
+    ignore_overlap: float = 0.5
+    """share of an anchor or RoI inside a difficult or crowd box from which it is not background; above 1: never"""
+    rpn_sigma: float = 3.0
+    """of the RPN's smooth L1"""
+    head_sigma: float = 1.0
+    """of the second stage's smooth L1"""
+    seed: int = 0
+    """of initial weights, order and sampling"""
+    log_every: int = 20
+    """steps between lines of the log"""
+    save_every: float = 1.0
+    """epochs between checkpoints"""
+    keep: int = 2
+    """checkpoints kept"""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How detections are made and judged."""
+
+    rpn_pre_nms: int = 6000
+    """best anchors kept before NMS"""
+    rpn_post_nms: int = 300
+    """proposals kept after NMS"""
+    rpn_nms: float = 0.7
+    """IoU above which the weaker proposal goes"""
+    rpn_min_size: float = 16.0
+    """smallest side of a proposal, in original pixels"""
+    nms: float = 0.3
+    """IoU above which the weaker detection of a class goes"""
+    score: float = 0.001
+    """detections below are dropped"""
+    max_detections: int = 300
+    """per image"""
+    batch: int = 1
+    """images per step"""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """of convolutions and matrix products"""
+    metric: Literal["auto", "voc07_11point", "voc_area", "coco"] = "auto"
+    """auto: COCO's for COCO data, 11 points for VOC before 2010, else the area"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON values."""
+    import msgspec
+
+    return msgspec.to_builtins(recipe)
+
+
+def recipe_from_dict(values: Any, *, where: str) -> Recipe:
+    """The recipe in `values`, strictly: an unknown key or a wrong type is an error that names its path.
+
+    Raises:
+        ValueError: naming `where` the values came from and the path of the wrong field.
+    """
+    import msgspec
+
+    _refuse_unknown_keys(values, Recipe(), path="", where=where)
+    try:
+        return msgspec.convert(values, Recipe)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _refuse_unknown_keys(values: Any, defaults: Any, *, path: str, where: str) -> None:
+    import dataclasses
+    import difflib
+
+    if not isinstance(values, dict) or not dataclasses.is_dataclass(defaults):
+        return
+    known = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {path}{close[0]}?" if close else f"; known keys: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {path}{key}{hint}")
+        _refuse_unknown_keys(value, known[key], path=f"{path}{key}.", where=where)

@@ -1,0 +1,1 @@
+"""Annotations and pictures in, batches of static shape out."""

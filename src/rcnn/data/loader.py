@@ -1,0 +1,154 @@
+"""Records -> batches of static shape: grouped by canvas, shuffled, sharded by rank, decoded in worker processes."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from rcnn.data.batches import BatchMaker, Made, OnBadImage
+from rcnn.data.canvases import choose_canvases
+from rcnn.data.epoch import EpochPlan, Flip, Item, plan_epoch
+from rcnn.data.records import Dataset, require_boxes
+from rcnn.structures import Batch, Limits
+
+logger = logging.getLogger("rcnn.data")
+
+
+class Loader:
+    """Batches of a data set, epoch by epoch; the batch of a step depends on (seed, epoch, step) only.
+
+    All batches are full, since shapes are static. A canvas whose images do not fill its last batch takes some of them
+    once more when shuffling (training); otherwise (evaluation) the places left over are empty: a black canvas with
+    image_index -1, so that no image counts twice. Images without boxes stay in.
+
+    Args:
+        batch: images per process and step.
+        flip: none; random: a coin per image; both: an epoch holds each image and its mirror image.
+        workers: processes that decode; 0: in this process. They live until `close` or the loader's end.
+        drop_last: leave out the last batches instead of filling them up.
+        rank, world: this process and how many share the epoch; each takes its part of every step.
+        on_bad_image: error: ValueError; blank: log the message and leave the image's place empty.
+
+    Raises:
+        ValueError: if an image has more boxes than the limits have slots, if the batch does not suit the canvases, if
+            no batch is left, or if a set to train on (shuffle) has no box.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        limits: Limits,
+        *,
+        batch: int,
+        short: int,
+        long: int,
+        offset: float,
+        flip: Flip,
+        shuffle: bool,
+        seed: int,
+        workers: int,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        on_bad_image: OnBadImage = "error",
+    ):
+        _check_limits(dataset, limits, batch)
+        if shuffle:
+            require_boxes(dataset)
+        self.dataset, self.limits, self.batch = dataset, limits, batch
+        self._maker = BatchMaker(dataset, limits, short=short, long=long, offset=offset, on_bad_image=on_bad_image)
+        canvas_of = np.zeros(len(dataset), np.int64)  # exact: one group of all images
+        if limits.canvases:
+            canvas_of = choose_canvases(dataset.sizes, limits.canvases, short=short, long=long)
+        self._plan = partial(
+            plan_epoch, canvas_of, batch=batch, flip=flip, shuffle=shuffle, drop_last=drop_last, seed=seed,
+            rank=rank, world=world,
+        )  # fmt: skip
+        self._steps = len(self._plan(epoch=0).canvas)
+        if not self._steps:
+            raise ValueError(f"{dataset.name}: its {len(dataset)} images fill no batch of {batch * world}; use less")
+        self._sampler = _Steps(self._plan(epoch=0))
+        self._processes = self._start(workers) if workers else None
+        self._current = 0  # number of the latest epoch iterator; the workers serve one at a time
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def epoch(self, index: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `start_step` on; one epoch can be under way at a time.
+
+        Raises:
+            ValueError: naming the image file that cannot be read.
+        """
+        self._current += 1
+        number = self._current
+        self._sampler.plan, self._sampler.start = self._plan(epoch=index), start_step
+        in_this_process = map(self._maker.__getitems__, self._sampler)
+        for result in in_this_process if self._processes is None else self._processes:
+            yield _unwrap(result)
+            if number != self._current:
+                raise RuntimeError("another epoch of this loader was begun; finish one before the next")
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._processes = None
+
+    def _start(self, workers: int) -> DataLoader:
+        return DataLoader(
+            self._maker,  # pyright: ignore[reportArgumentType]: indexed by __getitems__ only
+            batch_sampler=self._sampler,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # leaves the global one as it is
+            persistent_workers=True,
+        )
+
+
+class _Steps(Iterable[list[Item]]):
+    """The batch sampler: the items of the steps that the loader asks for next."""
+
+    def __init__(self, plan: EpochPlan):
+        self.plan, self.start = plan, 0
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return self.plan.batches(self.start)
+
+
+def _unwrap(made: Made) -> Batch:
+    if made.batch is None:
+        raise ValueError(made.problems[0])
+    for problem in made.problems:
+        logger.warning("left out: %s", problem)
+    return made.batch
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _check_limits(dataset: Dataset, limits: Limits, batch: int) -> None:
+    if not len(dataset):
+        raise ValueError(f"{dataset.name}: the set has no image; choose another")
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} images is not possible; use at least 1")
+    if not limits.canvases and batch > 1:
+        raise ValueError(
+            f"a batch of {batch} images needs canvases of one size; use a batch of 1 with --data.canvas exact, "
+            f"or --data.canvas grouped"
+        )
+    fullest = int(dataset.num_boxes.argmax())
+    if dataset.num_boxes[fullest] > limits.ground_truth:
+        raise ValueError(
+            f"{dataset[fullest].path}: has {dataset.num_boxes[fullest]} boxes, but an image may have "
+            f"{limits.ground_truth}; set --data.max_boxes {dataset.num_boxes[fullest]} (or 0 to measure it)"
+        )

@@ -1,0 +1,1 @@
+"""Pictures in, detections in original pixels out."""

@@ -1,0 +1,33 @@
+"""A model over a whole set: batches in, ragged detections in original pixels out."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rcnn.data.loader import Loader
+from rcnn.data.records import Dataset
+from rcnn.evaluation.results import ImageDetections
+from rcnn.inference.step import DetectStep
+from rcnn.structures import Batch, Detections
+
+
+def collect(step: DetectStep, loader: Loader, dataset: Dataset) -> Iterator[ImageDetections]:
+    """Detections of every image of the set once, in the loader's order."""
+    for batch in loader.epoch(0):
+        detections = step(batch)
+        for row, index in enumerate(batch.image_index.tolist()):
+            if index >= 0:
+                yield original_detections(detections, batch, row, dataset[index].image_id, offset=step.model.offset)
+
+
+def original_detections(
+    detections: Detections, batch: Batch, row: int, image_id: str | int, *, offset: float
+) -> ImageDetections:
+    """The valid detections of one image of a batch, unpadded, in pixels of the original picture."""
+    keep = detections.valid[row].numpy()
+    scale = float(batch.scale[row])
+    height, width = (np.round(batch.image_size[row].numpy() / scale)).tolist()
+    boxes = detections.boxes[row].numpy()[keep] / scale
+    limit = np.array([width, height, width, height], np.float32) - offset
+    scores, labels = detections.scores[row].numpy()[keep], detections.labels[row].numpy()[keep]
+    return ImageDetections(image_id, np.clip(boxes, 0, limit), scores, labels)

@@ -1,0 +1,1 @@
+"""The networks: modules whose forward is inference, without targets and losses."""

@@ -1,0 +1,80 @@
+"""The second stage: what turns the pooled features of a RoI into class logits and box deltas."""
+
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcnn.models.norm import FrozenBatchNorm
+from rcnn.models.resnet import DEPTHS, make_layer
+from rcnn.models.resnet_v2 import EPS, stage_units
+
+
+class RoiHead(nn.Module):
+    """Base of the heads: an embedding of each RoI, then one linear layer for classes and one for boxes.
+
+    `bbox_pred` has four outputs for each class and for background, as in Fast R-CNN.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(channels, 4 * (num_classes + 1))
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
+        """A vector for each RoI."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "n F s s"]) -> tuple[Float32[Tensor, "n K"], Float32[Tensor, "n 4*K"]]:
+        embedded = self.embed(x)
+        return self.cls_score(embedded).float(), self.bbox_pred(embedded).float()
+
+
+class FCHead(RoiHead):
+    """Two fully connected layers, fc6 and fc7. Source: Fast R-CNN 2.1."""
+
+    def __init__(self, channels: int, size: int, *, hidden: int, dropout: float, num_classes: int) -> None:
+        super().__init__(hidden, num_classes)
+        self.dropout = dropout
+        self.fc6 = nn.Linear(channels * size * size, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
+        x = F.relu(self.fc6(x.flatten(1)), inplace=True)
+        x = F.dropout(x, self.dropout, self.training)
+        x = F.relu(self.fc7(x), inplace=True)
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Layer4Head(RoiHead):
+    """The last stage of a ResNet, averaged over the RoI. Source: He et al. 2016, appendix A."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__(512 * DEPTHS[depth][0].expansion, num_classes)
+        self.layer4 = make_layer(depth, 4)
+
+    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
+        return self.layer4(x).mean((2, 3))
+
+
+class Stage4HeadV2(RoiHead):
+    """The last stage of MXNet's pre-activation ResNet, normalised and averaged over the RoI."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__(2048, num_classes)
+        self.unit_names = []
+        for name, unit in stage_units(depth, 4).items():
+            self.add_module(name, unit)
+            self.unit_names.append(name)
+        self.bn1 = FrozenBatchNorm(2048, eps=EPS)
+
+    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
+        for name in self.unit_names:
+            x = self.get_submodule(name)(x)
+        return F.relu(self.bn1(x), inplace=True).mean((2, 3))

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: boxes, anchors, sampling, non-maximum suppression, RoI operators."""

@@ -1,0 +1,1 @@
+"""The C++ kernels for the CPU, built by CMake as `_native`."""

@@ -1,0 +1,143 @@
+// The Python module. Arrays come through DLPack, so nothing here depends on torch.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include "drivers.h"
+
+namespace nb = nanobind;
+using nb::ndarray;
+
+namespace {
+
+using Array = ndarray<nb::c_contig, nb::device::cpu>;
+using ConstArray = ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+bool is_bfloat16(const nb::dlpack::dtype& type) {
+  return type.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && type.bits == 16;
+}
+
+// Settings of a RoI operator as the bindings receive them.
+struct Settings {
+  float spatial_scale;
+  int sampling_ratio;
+  bool aligned;
+  int threads;
+};
+
+// features (B, h, w, F), boxes (B, R, 4), pooled (B * R, s, s, F).
+template <typename Features, typename Pooled>
+rcnn::RoiProblem describe(const Features& features, const ConstArray& boxes, const Pooled& pooled, Settings settings) {
+  if (features.ndim() != 4 || boxes.ndim() != 3 || boxes.shape(2) != 4 || pooled.ndim() != 4 ||
+      boxes.dtype() != nb::dtype<float>() || features.dtype() != pooled.dtype() ||
+      pooled.shape(0) != boxes.shape(0) * boxes.shape(1) || pooled.shape(3) != features.shape(3) ||
+      features.shape(0) != boxes.shape(0))
+    throw nb::value_error("roi operator: shapes or types do not fit together");
+  if (!is_bfloat16(features.dtype()) && features.dtype() != nb::dtype<float>())
+    throw nb::value_error("roi operator: features must be float32 or bfloat16");
+  return {int64_t(boxes.shape(0)),
+          int64_t(boxes.shape(1)),
+          {int64_t(features.shape(1)), int64_t(features.shape(2)), int64_t(features.shape(3))},
+          static_cast<const float*>(boxes.data()),
+          int(pooled.shape(1)),
+          settings.spatial_scale,
+          settings.sampling_ratio,
+          settings.aligned,
+          settings.threads};
+}
+
+template <typename T, typename A>
+T* data(const A& array) {
+  return static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data())));
+}
+
+// Calls work with a null pointer of the arrays' element type.
+template <typename A, typename Work>
+void with_type(const A& array, const Work& work) {
+  nb::gil_scoped_release release;
+  if (is_bfloat16(array.dtype()))
+    work(static_cast<rcnn::bfloat16*>(nullptr));
+  else
+    work(static_cast<float*>(nullptr));
+}
+
+void roi_align(ConstArray features, ConstArray boxes, Array out, float spatial_scale, int sampling_ratio, bool aligned,
+               int threads) {
+  const auto problem = describe(features, boxes, out, {spatial_scale, sampling_ratio, aligned, threads});
+  with_type(features, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::roi_align<T>(problem, data<const T>(features), data<T>(out));
+  });
+}
+
+void roi_align_backward(ConstArray grad_out, ConstArray boxes, Array grad_features, float spatial_scale,
+                        int sampling_ratio, bool aligned, int threads) {
+  const auto problem = describe(grad_features, boxes, grad_out, {spatial_scale, sampling_ratio, aligned, threads});
+  with_type(grad_out, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::roi_align_backward<T>(problem, data<const T>(grad_out), data<T>(grad_features));
+  });
+}
+
+// An argmax of no elements is not wanted.
+void roi_pool(ConstArray features, ConstArray boxes, Array out, Array argmax, float spatial_scale, int threads) {
+  const auto problem = describe(features, boxes, out, {spatial_scale, 0, false, threads});
+  with_type(features, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    void* where = argmax.size() ? data<void>(argmax) : nullptr;
+    rcnn::roi_pool<T>(problem, data<const T>(features), data<T>(out), where, argmax.itemsize() == 4);
+  });
+}
+
+void roi_pool_backward(ConstArray grad_out, ConstArray boxes, ConstArray argmax, Array grad_features, int threads) {
+  const auto problem = describe(grad_features, boxes, grad_out, {1.f, 0, false, threads});
+  if (argmax.size() != grad_out.size()) throw nb::value_error("roi_pool_backward: argmax has a wrong shape");
+  with_type(grad_out, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::roi_pool_backward<T>(problem, data<const T>(grad_out), data<const void>(argmax), argmax.itemsize() == 4,
+                               data<T>(grad_features));
+  });
+}
+
+using Boxes = ndarray<const float, nb::shape<-1, -1, 4>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Rows = ndarray<T, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+
+void nms(Boxes boxes, Rows<const float> scores, Rows<const bool> valid, Rows<int64_t> index, Rows<bool> keep_valid,
+         float threshold, float offset, int threads) {
+  const int64_t images = boxes.shape(0), count = boxes.shape(1), most = index.shape(1);
+  if (int64_t(scores.shape(0)) != images || int64_t(scores.shape(1)) != count || valid.shape(0) != scores.shape(0) ||
+      valid.shape(1) != scores.shape(1) || int64_t(index.shape(0)) != images || keep_valid.shape(0) != index.shape(0) ||
+      keep_valid.shape(1) != index.shape(1))
+    throw nb::value_error("nms: shapes do not fit together");
+  nb::gil_scoped_release release;
+  rcnn::nms({images, count, most, boxes.data(), scores.data(), valid.data(), threshold, offset, threads}, index.data(),
+            keep_valid.data());
+}
+
+nb::list instruction_sets() {
+  nb::list names;
+  for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
+  return names;
+}
+
+void choose(const char* name) {
+  if (!rcnn::choose(name)) throw nb::value_error("choose: this processor does not run that instruction set");
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "CPU kernels of rcnn: arrays are written in place.";
+  m.def("instruction_sets", &instruction_sets, "Names of the instruction sets this processor runs, widest first.");
+  m.def("choose", &choose, "Use another instruction set than the widest, for tests.");
+  m.def("nms", &nms, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
+  m.def("roi_align", &roi_align, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg());
+  m.def("roi_align_backward", &roi_align_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg());
+  m.def("roi_pool", &roi_pool, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg(), nb::arg());
+  m.def("roi_pool_backward", &roi_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg());
+}

@@ -1,0 +1,57 @@
+// Knows which instruction sets this processor runs, and starts with the widest.
+#include <atomic>
+#include <cstring>
+
+#include "drivers.h"
+
+namespace rcnn {
+
+#define RCNN_DECLARE(isa)                                                                \
+  namespace isa {                                                                        \
+  extern const RoiKernels<float> roi_float;                                              \
+  extern const RoiKernels<bfloat16> roi_bfloat16;                                        \
+  extern int64_t (*const nms_kernel)(SortedBoxes, float, float, int64_t, int32_t*, void*); \
+  }                                                                                      \
+  static Kernels isa##_kernels() { return {#isa, isa::roi_float, isa::roi_bfloat16, isa::nms_kernel}; }
+
+RCNN_DECLARE(baseline)
+#ifdef RCNN_X86
+RCNN_DECLARE(avx2)
+RCNN_DECLARE(avx512)
+#endif
+
+static std::vector<Kernels> find_supported() {
+  std::vector<Kernels> found;
+#ifdef RCNN_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+    found.push_back(avx512_kernels());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(avx2_kernels());
+#endif
+  found.push_back(baseline_kernels());
+  return found;
+}
+
+const std::vector<Kernels>& supported() {
+  static const std::vector<Kernels> all = find_supported();
+  return all;
+}
+
+static std::atomic<const Kernels*> chosen{nullptr};
+
+const Kernels& kernels() {
+  const Kernels* now = chosen;
+  return now ? *now : supported().front();
+}
+
+bool choose(const char* name) {
+  for (const Kernels& one : supported())
+    if (!std::strcmp(one.name, name)) {
+      chosen = &one;
+      return true;
+    }
+  return false;
+}
+
+}  // namespace rcnn

@@ -1,0 +1,80 @@
+// The interface between the drivers (plain C++, compiled once) and the kernels (compiled once per instruction set).
+//
+// Kernel files use no standard library templates: an inline function compiled with AVX-512 in one file could be the
+// copy that the linker keeps for all of them.
+#pragma once
+#include <cstdint>
+
+namespace rcnn {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// Sparse weights of one axis of one RoI, in compressed rows: row r owns entries start[r] .. start[r + 1].
+struct Taps {
+  const int32_t* start;
+  const int32_t* index;
+  const float* weight;
+};
+
+struct FeatureShape {
+  int64_t height, width, channels;
+};
+
+// Cells [lo, hi) of one axis.
+struct Span {
+  int32_t lo, hi;
+};
+
+// A cell range [lo, hi) of one axis that a RoI touches, with its weights: row = cell, index = bin.
+struct AxisGradient {
+  Taps taps;
+  int32_t lo, hi;
+};
+
+// A block of `width` channels of one image's gradient, held as packed float32 (cells, width).
+struct ChannelBlock {
+  float* sum;
+  int64_t first, width;
+};
+
+struct SortedBoxes {
+  const float* boxes;  // (count, 4) best first
+  int64_t count;
+};
+
+template <typename T>
+struct RoiKernels {
+  // Taps rows are bins, indices are cells; rows already carry the mean's factor.
+  void (*align_forward)(const T* image, FeatureShape, int size, Taps rows, Taps columns, T* out);
+  void (*align_backward)(const T* grad_out, FeatureShape, int size, AxisGradient rows, AxisGradient columns,
+                         ChannelBlock, float* scratch);
+  void (*pool_forward)(const T* image, FeatureShape, int size, const Span* rows, const Span* columns, T* out,
+                       void* argmax, bool wide);
+  void (*pool_backward)(const T* grad_out, const void* argmax, bool wide, int64_t channels, int64_t bins, ChannelBlock);
+  void (*store_block)(ChannelBlock, int64_t channels, int64_t cells, T* grad_features);
+};
+
+struct Kernels {
+  const char* name;
+  RoiKernels<float> roi_float;
+  RoiKernels<bfloat16> roi_bfloat16;
+  // Returns how many boxes were kept; `kept` receives their positions. `arena` is memory of nms_arena_bytes(count).
+  int64_t (*nms)(SortedBoxes, float threshold, float offset, int64_t most, int32_t* kept, void* arena);
+};
+
+// The largest arena that nms can need for `count` boxes; the same for every instruction set.
+constexpr int64_t NMS_LANES = 16;
+constexpr int NMS_GRID = 16;  // the image is divided into NMS_GRID x NMS_GRID cells
+
+struct NmsChunk {  // boxes whose centres lie in one cell; unused lanes hold an empty box
+  alignas(64) float x1[NMS_LANES], y1[NMS_LANES], x2[NMS_LANES], y2[NMS_LANES], area[NMS_LANES];
+  int32_t next, used;
+};
+
+inline int64_t nms_arena_chunks(int64_t count) {
+  return count / NMS_LANES + NMS_GRID * NMS_GRID + 1;
+}
+
+}  // namespace rcnn

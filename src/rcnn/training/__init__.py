@@ -1,0 +1,1 @@
+"""Targets, losses, schedules and the loop that brings them together."""

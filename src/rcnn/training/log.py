@@ -1,0 +1,96 @@
+"""The log of a run: a line an interval on the console and in metrics.jsonl."""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcnn.structures import Batch
+
+SCALARS = ("loss", "rpn_cls", "rpn_box", "head_cls", "head_box", "rpn_accuracy", "head_accuracy")
+
+
+class NonFiniteLossError(ValueError):
+    """The loss became infinite or NaN; says on which images."""
+
+
+class Log:
+    """Collects device scalars and reads them once an interval.
+
+    Args:
+        name_image: turns an index in the data set into what the user knows the image by.
+    """
+
+    def __init__(self, path: Path, *, every: int, total: int, name_image: Callable[[int], str]) -> None:
+        self.path = path
+        self.every = every
+        self.total = total
+        self.name_image = name_image
+        self._pending: list[tuple[int, Tensor, Tensor]] = []
+        self._images = 0
+        self._since = time.perf_counter()
+        self._begun: tuple[int, float] | None = None
+
+    def add(self, step: int, epoch: float, lr: float, scalars: dict[str, Tensor], batch: Batch) -> None:
+        """Take the scalars of the update that ended as number `step` (from 1)."""
+        if self._begun is None:
+            self._begun = (step - 1, self._since)
+        self._pending.append((step, torch.stack([scalars[name].float() for name in SCALARS]), batch.image_index))
+        self._images += len(batch.image_index)
+        if step % self.every == 0 or step == self.total:
+            self.flush(epoch, lr)
+
+    def flush(self, epoch: float, lr: float) -> None:
+        """Read what is pending, write the line.
+
+        Raises:
+            NonFiniteLossError: naming the images of the first bad batch.
+        """
+        if not self._pending:
+            return
+        values = torch.stack([scalars for _, scalars, _ in self._pending]).cpu()
+        self._refuse_non_finite(values, lr)
+        step = self._pending[-1][0]
+        elapsed = time.perf_counter() - self._since
+        row = {"step": step, "epoch": round(epoch, 4), "lr": lr}
+        row |= dict(zip(SCALARS, values.mean(0).tolist(), strict=True))
+        row |= {"images_per_second": self._images / elapsed, "memory_bytes": _peak_memory()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(self._line(row), file=sys.stderr, flush=True)
+        self._pending, self._images, self._since = [], 0, time.perf_counter()
+
+    def _refuse_non_finite(self, values: Tensor, lr: float) -> None:
+        for (step, _, images), row in zip(self._pending, values, strict=True):
+            if math.isfinite(row[0]):
+                continue
+            names = ", ".join(self.name_image(i) for i in images.tolist() if i >= 0)
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(SCALARS, row.tolist(), strict=True))
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step} ({parts}); images of the batch: {names}. The learning rate "
+                f"was {lr:g}: lower it (--train.lr) or warm up longer (--train.warmup); the weights of the last "
+                f"checkpoint are good (--resume)"
+            )
+
+    def _line(self, row: dict[str, float]) -> str:
+        begun_step, begun = self._begun or (0, self._since)
+        per_step = (time.perf_counter() - begun) / max(1, row["step"] - begun_step)
+        left = per_step * (self.total - row["step"])
+        return (
+            f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  lr {row['lr']:.2e}  loss {row['loss']:.4f}"
+            f"  (rpn {row['rpn_cls']:.3f} + {row['rpn_box']:.3f}, head {row['head_cls']:.3f} + {row['head_box']:.3f})"
+            f"  {row['images_per_second']:.2f} img/s  {int(left // 60)}:{int(left % 60):02d} left"
+        )
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte

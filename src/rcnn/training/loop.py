@@ -1,0 +1,118 @@
+"""The training loop: straight code from the first batch to the last checkpoint."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from rcnn.structures import Batch
+from rcnn.training.checkpoint import load_checkpoint, save_checkpoint
+from rcnn.training.log import Log
+from rcnn.training.schedule import Schedule
+from rcnn.training.step import TrainStep
+
+
+@runtime_checkable
+class Epochs(Protocol):
+    """What the loop needs of a loader: the batch of a step must depend on nothing but epoch and step."""
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        ...
+
+    def epoch(self, index: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from a step on."""
+        ...
+
+
+class StoppedError(Exception):
+    """A signal asked the run to end; its state is saved."""
+
+
+def train(
+    step: TrainStep,
+    loader: Epochs,
+    schedule: Schedule,
+    log: Log,
+    *,
+    folder: Path,
+    save_every: int,
+    keep: int,
+    resume: bool,
+) -> None:
+    """Run updates until `schedule.total`, from the newest checkpoint in `folder` when resuming.
+
+    A checkpoint is written every `save_every` updates, at the end, and when SIGTERM or SIGINT asks to stop.
+
+    Raises:
+        NonFiniteLossError: the loss was not finite; no weight was changed by it.
+        StoppedError: a signal ended the run after its state was saved.
+    """
+    device = step.parameters[0].device
+    done = _restore(step, folder, device) if resume else 0
+    step.model.train()
+    with _asked_to_stop() as asked:
+        for batch in _batches(loader, done, schedule.total):
+            lr = schedule(done)
+            scalars = step(Batch(*(x.to(device, non_blocking=True) for x in batch)), lr)
+            done += 1
+            epoch = done / len(loader)
+            log.add(done, epoch, lr, scalars, batch)
+            if done % save_every == 0 or done == schedule.total or asked:
+                log.flush(epoch, lr)  # a checkpoint is only written after its losses were seen to be finite
+                save_checkpoint(folder, done, _state(step), keep=keep)
+            if asked and done < schedule.total:
+                raise StoppedError(f"stopped by {asked[0]} after step {done}; go on with --resume")
+
+
+def _batches(loader: Epochs, done: int, total: int) -> Iterator[Batch]:
+    while done < total:
+        epoch, start = divmod(done, len(loader))
+        for batch in loader.epoch(epoch, start):
+            if done == total:
+                return
+            yield batch
+            done += 1
+
+
+def _state(step: TrainStep) -> dict[str, Any]:
+    return {
+        "model": step.model.state_dict(),
+        "optimiser": step.optimiser.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore(step: TrainStep, folder: Path, device: torch.device) -> int:
+    found = load_checkpoint(folder, device)
+    if found is None:
+        return 0
+    done, state = found
+    step.model.load_state_dict(state["model"])
+    step.optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["rng"].cpu())
+    if state["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda_rng"]])
+    return done
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[str]]:
+    asked: list[str] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def note(number: int, frame: object) -> None:
+        asked.append(signal.Signals(number).name)
+
+    try:
+        for number in signals:
+            signal.signal(number, note)
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

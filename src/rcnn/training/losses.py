@@ -1,0 +1,83 @@
+"""The losses of Faster R-CNN as functions of model outputs and targets; masked means over static shapes."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcnn.models.faster_rcnn import FasterRCNN, ProposalRules
+from rcnn.structures import AnchorTargets, Batch, RoiTargets, RpnOutput
+from rcnn.training.targets import AnchorRules, RoiRules, assign_anchors, sample_rois
+
+
+class JointRules(NamedTuple):
+    """All that approximate joint training needs besides the model and the batch."""
+
+    anchors: AnchorRules
+    proposals: ProposalRules
+    rois: RoiRules
+    rpn_sigma: float
+    head_sigma: float
+
+
+def smooth_l1(x: Float32[Tensor, "*n"], *, sigma: float) -> Float32[Tensor, "*n"]:
+    """Quadratic below 1 / sigma^2, linear above. Source: Fast R-CNN 2.3, equation 3, with mx-rcnn's sigma."""
+    edge = 1 / sigma**2
+    size = x.abs()
+    return torch.where(size < edge, 0.5 * sigma**2 * x * x, size - 0.5 * edge)
+
+
+def rpn_loss(rpn: RpnOutput, targets: AnchorTargets, *, count: int, sigma: float) -> dict[str, Tensor]:
+    """`rpn_cls`, the mean over the sampled anchors, and `rpn_box`, the sum over positives / (count * images).
+
+    Source: Faster R-CNN 3.1.2, equation 1, weighted as in mx-rcnn (both terms per sampled anchor).
+    """
+    chosen = targets.chosen.float()
+    total = chosen.sum().clamp(min=1)
+    per_anchor = F.binary_cross_entropy_with_logits(rpn.logits, targets.positive.float(), reduction="none")
+    per_box = smooth_l1(rpn.deltas - targets.deltas, sigma=sigma).sum(-1)
+    right = (rpn.logits.detach() > 0) == targets.positive
+    return {
+        "rpn_cls": (per_anchor * chosen).sum() / total,
+        "rpn_box": torch.where(targets.positive, per_box, 0.0).sum() / (count * rpn.logits.shape[0]),
+        "rpn_accuracy": (right * chosen).sum() / total,
+    }
+
+
+def fast_rcnn_loss(
+    logits: Float32[Tensor, "B R K"], deltas: Float32[Tensor, "B R K 4"], targets: RoiTargets, *, sigma: float
+) -> dict[str, Tensor]:
+    """`head_cls`, the mean over the RoIs, and `head_box`, the sum over objects' own class / RoIs.
+
+    Source: Fast R-CNN 2.3, equations 1-2.
+    """
+    valid = targets.valid.float()
+    total = valid.sum().clamp(min=1)
+    per_roi = F.cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), reduction="none").view_as(valid)
+    own = targets.labels[..., None, None].expand(-1, -1, 1, 4)
+    per_box = smooth_l1(deltas.gather(2, own).squeeze(2) - targets.deltas, sigma=sigma).sum(-1)
+    right = logits.detach().argmax(-1) == targets.labels
+    return {
+        "head_cls": (per_roi * valid).sum() / total,
+        "head_box": torch.where((targets.labels > 0) & targets.valid, per_box, 0.0).sum() / total,
+        "head_accuracy": (right * valid).sum() / total,
+    }
+
+
+def joint_loss(model: FasterRCNN, batch: Batch, rules: JointRules) -> dict[str, Tensor]:
+    """The four losses, their sum `loss`, and both accuracies, of one batch.
+
+    Source: Faster R-CNN 3.2, approximate joint training.
+    """
+    features = model.features(batch.images, batch.image_size)
+    rpn = model.rpn(features, batch.image_size)
+    anchor_targets = assign_anchors(rpn, batch, rules.anchors, offset=model.offset)
+    scalars = rpn_loss(rpn, anchor_targets, count=rules.anchors.count, sigma=rules.rpn_sigma)
+    proposals = model.propose(rpn, batch.image_size, batch.scale, rules.proposals)
+    targets = sample_rois(proposals, batch, rules.rois, offset=model.offset, box_std=model.box_std)
+    logits, deltas = model.classify(features, targets.boxes)
+    scalars |= fast_rcnn_loss(logits, deltas, targets, sigma=rules.head_sigma)
+    scalars["loss"] = scalars["rpn_cls"] + scalars["rpn_box"] + scalars["head_cls"] + scalars["head_box"]
+    return scalars

@@ -1,0 +1,76 @@
+"""One update: loss, backward, clip, optimiser. The sole owner of compilation and precision in training."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rcnn.inference.step import compiled
+from rcnn.models.faster_rcnn import FasterRCNN
+from rcnn.structures import Batch
+
+Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
+
+
+class TrainStep:
+    """Updates the model by one batch and returns the batch's scalars, still on the device.
+
+    A loss that is not finite changes no weight: the optimiser skips that update.
+
+    Args:
+        clip: each element of the gradient is clamped to [-clip, clip]; 0: off.
+        bf16: autocast of convolutions and matrix products; weights, losses and boxes stay float32.
+        backend: of torch.compile; None runs eagerly.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        loss: Loss,
+        optimiser: torch.optim.Optimizer,
+        *,
+        clip: float,
+        bf16: bool,
+        backend: str | None = None,
+    ) -> None:
+        self.model = model
+        self.optimiser = optimiser
+        self.clip = clip
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        device = self.parameters[0].device.type
+
+        def forward(batch: Batch) -> dict[str, Tensor]:
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                return loss(model, batch)
+
+        self.forward = compiled(forward, backend)
+
+    def __call__(self, batch: Batch, lr: float) -> dict[str, Tensor]:
+        """One update at learning rate `lr`; the batch is already on the model's device."""
+        scalars = self.forward(batch)
+        scalars["loss"].backward()
+        if self.clip:
+            nn.utils.clip_grad_value_(self.parameters, self.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        not_finite = (~scalars["loss"].detach().isfinite()).float()
+        setattr(self.optimiser, "found_inf", not_finite)  # noqa: B010: fused optimisers read it, their stubs do not say
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {name: value.detach() for name, value in scalars.items()}
+
+
+def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Fused SGD over what is trained; weight decay on weights only, not on biases and normalisation.
+
+    Source: MXNet's rule, which mx-rcnn trained with (decay on `*_weight`).
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    for parameter in trained if momentum else ():  # else a first update that is skipped leaves them uninitialised
+        optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser

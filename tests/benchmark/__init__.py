@@ -1,0 +1,1 @@
+"""Tests of rcnn.benchmark; no test looks at how long anything took."""

@@ -1,0 +1,94 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rcnn.benchmark import network
+from rcnn.benchmark.network import made_up_batch, open_network, precision_name, spread_outputs, with_precision
+from rcnn.benchmark.task import count_work
+from rcnn.models.vgg import STAGES
+from tests.benchmark.small import settings
+
+
+def vgg_flops(height: int, width: int, *, hidden: int, anchors: int, rois: int, fc: int, classes: int) -> int:
+    """Of one image, by hand: two for each weight and place."""
+    total, channels, cells = 0, 3, height * width
+    for i, widths in enumerate(STAGES):
+        for out in widths:
+            total += 2 * 9 * channels * out * (cells >> 2 * i)
+            channels = out
+    cells >>= 8
+    total += 2 * cells * (9 * 512 * hidden + hidden * 6 * anchors)
+    return total + 2 * rois * (512 * 49 * fc + fc * fc + fc * 5 * (classes + 1))
+
+
+def test_work_of_vgg16_by_hand() -> None:
+    model = {"backbone": "vgg16", "frozen": ("conv1", "conv2")}
+    work = count_work(open_network(settings("infer", model=model)))
+    assert work.rois == 10
+    assert work.flops == vgg_flops(64, 96, hidden=8, anchors=6, rois=10, fc=16, classes=20)
+
+
+@pytest.mark.parametrize(("what", "rois"), [("infer", 10), ("train", 8)])
+def test_the_second_stage_gets_the_recipes_rois_of_every_image(what: Any, rois: int) -> None:
+    assert count_work(open_network(settings(what, batch=2))).rois == 2 * rois
+
+
+def test_training_is_more_work_than_inference_and_frozen_layers_save_some() -> None:
+    infer = count_work(open_network(settings("infer"))).flops
+    train = count_work(open_network(settings("train"))).flops
+    all_trained = count_work(open_network(settings("train", model={"frozen": ()}))).flops
+    assert infer < train < all_trained
+
+
+def test_a_training_run_leaves_the_weights_as_they_are() -> None:
+    task = open_network(settings("train"))
+    assert task.head is not None
+    before = {name: value.clone() for name, value in task.head.state_dict().items()}
+    task.run()
+    task.run()
+    assert all(torch.equal(before[name], value) for name, value in task.head.state_dict().items())
+
+
+def test_precision_goes_to_both_parts_of_the_recipe() -> None:
+    recipe = with_precision(settings("infer", precision="bf16"))
+    assert (recipe.train.precision, recipe.eval.precision) == ("bf16", "bf16")
+    given = settings("infer")
+    assert with_precision(given) == given.recipe
+    assert open_network(settings("infer", precision="bf16")).precision == "bf16"
+
+
+def test_precision_names() -> None:
+    cpu = torch.device("cpu")
+    assert [precision_name(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert precision_name("auto", cpu) in ("fp32", "bf16")
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (97, 33)])
+def test_the_batch_is_whole_and_always_the_same(height: int, width: int) -> None:
+    batch = made_up_batch(2, height, width, 5)
+    assert batch.images.shape == (2, height, width, 3)
+    assert batch.boxes_valid.sum(1).tolist() == [network.OBJECTS] * 2
+    objects, labels = batch.boxes[batch.boxes_valid], batch.labels[batch.boxes_valid]
+    assert (objects >= 0).all() and (objects[:, 2:] <= torch.tensor([width, height]) - 1).all()
+    assert (objects[:, 2:] > objects[:, :2]).all()
+    assert labels.min() >= 1 and labels.max() <= 5
+    assert not batch.boxes[~batch.boxes_valid].any() and not batch.labels[~batch.boxes_valid].any()
+    assert all(torch.equal(a, b) for a, b in zip(batch, made_up_batch(2, height, width, 5), strict=True))
+
+
+def test_background_is_favoured() -> None:
+    logits = nn.Linear(4, 3)
+    network.favour_background(logits)
+    assert logits(torch.zeros(5, 4)).softmax(-1)[:, 0].min() > 0.999
+
+
+def test_outputs_are_spread_by_channel() -> None:
+    hidden = torch.rand(1, 4, 6, 8) + 5
+    logits, deltas = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 12, 1)
+    spread_outputs(hidden, logits=logits, deltas=deltas)
+    for layer, std in ((logits, 1.0), (deltas, 0.1)):
+        out = layer(hidden)
+        torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(len(layer.weight)), atol=1e-3, rtol=0)
+        torch.testing.assert_close(out.std((0, 2, 3)), torch.full((len(layer.weight),), std), rtol=1e-3, atol=0)

@@ -1,0 +1,31 @@
+import torch
+from torch import nn
+
+from rcnn.benchmark.task import Task, count_work, time_task
+
+CPU = torch.device("cpu")
+
+
+def test_timing_runs_once() -> None:
+    calls = []
+    assert time_task(Task(lambda: calls.append(1), "fp32", CPU)) >= 0
+    assert calls == [1]
+
+
+def test_work_of_a_product_by_hand() -> None:
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert count_work(Task(lambda: a @ b, "fp32", CPU)).flops == 2 * 3 * 5 * 7
+
+
+def test_work_counts_the_backward_pass_and_what_the_head_is_given() -> None:
+    head = nn.Linear(5, 7, bias=False)
+    task = Task(lambda: [head(torch.ones(n, 5)).sum().backward() for n in (3, 4)], "fp32", CPU, head=head)
+    work = count_work(task)
+    assert work.rois == 7
+    assert work.flops == 2 * (2 * 7 * 5 * 7)  # forward, and the weights' gradient
+
+
+def test_counting_leaves_nothing_behind() -> None:
+    head = nn.Linear(5, 7)
+    count_work(Task(lambda: head(torch.ones(1, 5)), "fp32", CPU, head=head))
+    assert not head._forward_pre_hooks

@@ -1,0 +1,108 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcnn.data.epoch import EpochPlan, Item, hash_positions, plan_epoch
+
+OPTIONS: dict[str, Any] = {
+    "batch": 4, "flip": "none", "shuffle": True, "drop_last": False, "seed": 0, "epoch": 0, "rank": 0, "world": 1,
+}  # fmt: skip
+CANVASES = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
+
+
+def plan(canvas_of: np.ndarray, **options: Any) -> EpochPlan:
+    return plan_epoch(canvas_of, **{**OPTIONS, **options})
+
+
+def equal(a: EpochPlan, b: EpochPlan) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@given(CANVASES, st.integers(1, 7), st.sampled_from(["none", "random", "both"]), st.booleans(), st.integers(1, 3))
+def test_every_image_is_seen(canvas_of: np.ndarray, batch: int, flip: Any, shuffle: bool, world: int) -> None:
+    """All ranks together see every image (and its mirror), once, or where a batch was filled up, more often."""
+    options = {"batch": batch, "flip": flip, "shuffle": shuffle, "world": world}
+    plans = [plan(canvas_of, rank=rank, **options) for rank in range(world)]
+    index = np.concatenate([p.index for p in plans], 1)
+    flips = np.concatenate([p.flip for p in plans], 1)
+    for p in plans:
+        assert np.array_equal(p.canvas, plans[0].canvas) and p.index.shape == (len(p.canvas), batch)
+    real = index >= 0
+    steps = np.broadcast_to(plans[0].canvas[:, None], index.shape)
+    assert (canvas_of[index[real]] == steps[real]).all()
+    seen = np.bincount(index[real] * 2 + (flips[real] if flip == "both" else 0), minlength=2 * len(canvas_of))
+    wanted = seen if flip == "both" else seen[::2]
+    assert wanted.min() >= 1
+    if shuffle:
+        assert real.all()
+    else:
+        assert wanted.max() == 1
+    assert len(index) == sum(
+        -(-len(canvas_of[canvas_of == c]) * (1 + (flip == "both")) // (batch * world)) for c in set(canvas_of.tolist())
+    )
+
+
+@given(CANVASES, st.integers(0, 2**70), st.integers(0, 50))
+def test_depends_on_seed_and_epoch_alone(canvas_of: np.ndarray, seed: int, epoch: int) -> None:
+    assert equal(plan(canvas_of, seed=seed, epoch=epoch), plan(canvas_of, seed=seed, epoch=epoch))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    canvas_of = np.zeros(100, np.int64)
+    plans = [plan(canvas_of), plan(canvas_of, epoch=1), plan(canvas_of, seed=1), plan(canvas_of, seed=-1)]
+    orders = {p.index.tobytes() for p in plans}
+    seeds = np.concatenate([p.seed for p in plans])
+    assert len(orders) == 4 and len(np.unique(seeds)) == seeds.size
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_images_and_batches_are_shuffled(batch: int) -> None:
+    """mx-rcnn never shuffled batches of one image: an epoch was all landscape, then all portrait pictures."""
+    canvas_of = np.repeat([0, 1], 100)
+    shuffled = plan(canvas_of, batch=batch)
+    assert (np.diff(shuffled.canvas) != 0).sum() > 10
+    first = shuffled.index[shuffled.canvas == 0].ravel()
+    assert not np.array_equal(first, np.sort(first))
+
+
+def test_evaluation_keeps_the_order_and_leaves_places_empty() -> None:
+    ordered = plan(np.array([1, 0, 1, 0, 0]), shuffle=False, batch=2)
+    assert ordered.index.tolist() == [[1, 3], [4, -1], [0, 2]] and ordered.canvas.tolist() == [0, 0, 1]
+    assert not ordered.flip.any()
+
+
+def test_drop_last_leaves_out_part_batches() -> None:
+    canvas_of = np.array([0] * 9 + [1] * 3)
+    assert plan(canvas_of, drop_last=True).index.shape == (2, 4)
+    assert plan(canvas_of).index.shape == (4, 4)
+
+
+def test_a_coin_decides_random_flips() -> None:
+    flips = plan(np.zeros(4000, np.int64), flip="random").flip
+    assert 0.45 < flips.mean() < 0.55
+
+
+def test_ranks_share_a_step() -> None:
+    canvas_of = np.zeros(16, np.int64)
+    whole = plan(canvas_of, batch=4)
+    halves = [plan(canvas_of, batch=2, rank=rank, world=2) for rank in range(2)]
+    for name in ("index", "flip", "seed"):
+        joined = np.concatenate([getattr(half, name) for half in halves], 1)
+        assert np.array_equal(joined, getattr(whole, name))
+
+
+def test_batches_start_where_asked() -> None:
+    made = plan(np.array([0, 0, 1, 1, 1]), batch=2)
+    items = list(made.batches(0))
+    assert list(made.batches(2)) == items[2:] and list(made.batches(3)) == []
+    assert items[1][1] == Item(made.index[1, 1], made.flip[1, 1], made.seed[1, 1], made.canvas[1])
+
+
+def test_hashes_are_spread() -> None:
+    numbers = hash_positions(3, 5, np.arange(4096))
+    assert (numbers >= 0).all() and len(np.unique(numbers)) == 4096
+    bits = (numbers[:, None] >> np.arange(63) & 1).mean(0)
+    assert ((bits > 0.4) & (bits < 0.6)).all()

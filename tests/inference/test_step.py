@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from rcnn.inference.step import DetectStep, compiled
+from rcnn.models.faster_rcnn import FasterRCNN
+from rcnn.structures import Detections
+from tests import tiny
+
+CPU = torch.device("cpu")
+
+
+def trained(**changes: object) -> FasterRCNN:
+    """A detector whose scores are far from each other, so that rounding does not reorder them."""
+    model = tiny.detector(**changes)
+    with torch.no_grad():
+        for layer in (model.rpn.cls, model.rpn.box, model.head.cls_score, model.head.bbox_pred):
+            layer.weight.mul_(30)
+    return model
+
+
+def close(a: Detections, b: Detections, atol: float = 1e-3) -> bool:
+    return all(torch.allclose(x.float(), y.float(), atol=atol) for x, y in zip(a, b, strict=True))
+
+
+def test_definition_is_the_models_forward_in_evaluation() -> None:
+    model, batch = trained(dropout=0.5), tiny.batch()
+    found = DetectStep(model.train(), device=CPU)(batch)
+    assert not model.training
+    with torch.no_grad():
+        assert close(found, model(batch.images, batch.image_size, batch.scale), atol=0)
+    assert found.valid.any() and not any(x.requires_grad for x in found)
+
+
+def test_weights_become_channels_last_and_stay_equal() -> None:
+    model = tiny.detector()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    DetectStep(model, device=CPU)
+    assert model.rpn.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("roi_op", ["pool", "align"])
+def test_bf16_finds_nearly_the_same(roi_op: str) -> None:
+    batch = tiny.batch()
+    exact = DetectStep(trained(roi_op=roi_op), device=CPU)(batch)
+    rounded = DetectStep(trained(roi_op=roi_op), device=CPU, bf16=True)(batch)
+    assert rounded.scores.dtype == rounded.boxes.dtype == torch.float32
+    assert (rounded.scores[:, 0] - exact.scores[:, 0]).abs().max() < 0.05
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("roi_op", "offset", "bf16"), [("pool", 1.0, False), ("align", 0.0, False), ("pool", 1.0, True)])
+def test_one_program_serves_any_picture_and_equals_eager(roi_op: str, offset: float, bf16: bool) -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    step = DetectStep(trained(roi_op=roi_op, offset=offset), device=CPU, bf16=bf16, backend=counter)
+    eager = DetectStep(trained(roi_op=roi_op, offset=offset), device=CPU, bf16=bf16)
+    for seed in range(3):
+        batch = tiny.batch(seed=seed)
+        batch = batch._replace(image_size=batch.image_size - 7 * seed, scale=batch.scale / (1 + seed))
+        assert close(step(batch), eager(batch))
+    black = tiny.batch()._replace(images=torch.zeros(2, *tiny.CANVAS, 3, dtype=torch.uint8))
+    assert close(step(black), eager(black))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.compile
+def test_there_may_be_more_canvases_than_pytorch_expects() -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("eager")
+
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    program = compiled(twice, counter)
+    for width in [*range(1, 21), *range(1, 21)]:
+        assert program(torch.ones(width)).sum() == 2 * width
+    assert counter.frame_count == 20
+    assert compiled(twice, None) is twice
