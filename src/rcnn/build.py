@@ -227,7 +227,7 @@ def save_model(path: Path, model: FasterRCNN, recipe: Recipe, classes: tuple[str
         "format": FORMAT,
         "recipe": json.dumps(recipe_to_dict(recipe)),
         "classes": json.dumps(classes),
-        "conventions": f"boxes x1 y1 x2 y2, offset {recipe.model.offset:g}; labels 1..{len(classes)}, 0 background; RGB",
+        "conventions": f"boxes x1 y1 x2 y2, offset {recipe.model.offset:g}; label 0 background, 1..{len(classes)}; RGB",
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     safetensors.save(path, tensors, header)

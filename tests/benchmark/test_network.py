@@ -78,10 +78,11 @@ def test_the_batch_is_whole_and_always_the_same(height: int, width: int) -> None
     assert all(torch.equal(a, b) for a, b in zip(batch, made_up_batch(2, height, width, 5), strict=True))
 
 
-def test_background_is_favoured() -> None:
-    logits = nn.Linear(4, 3)
-    network.favour_background(logits)
-    assert logits(torch.zeros(5, 4)).softmax(-1)[:, 0].min() > 0.999
+def test_one_class_beside_background_is_likely() -> None:
+    logits = nn.Linear(4, 5)
+    network.favour_one_class(logits)
+    likely = logits(torch.rand(5, 4)).softmax(-1) > 0.001
+    assert likely.tolist() == [[True, True, False, False, False]] * 5
 
 
 def test_outputs_are_spread_by_channel() -> None:

@@ -51,7 +51,9 @@ def test_bf16_finds_nearly_the_same(roi_op: str) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("roi_op", "offset", "bf16"), [("pool", 1.0, False), ("align", 0.0, False), ("pool", 1.0, True)])
+@pytest.mark.parametrize(
+    ("roi_op", "offset", "bf16"), [("pool", 1.0, False), ("align", 0.0, False), ("pool", 1.0, True)]
+)
 def test_one_program_serves_any_picture_and_equals_eager(roi_op: str, offset: float, bf16: bool) -> None:
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")

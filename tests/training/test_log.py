@@ -75,3 +75,16 @@ def test_a_bad_loss_names_step_images_and_way_out(tmp_path: Path, bad: float) ->
     assert "image0" not in str(error.value) and "image-1" not in str(error.value)
     assert isinstance(error.value, ValueError)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_rewinding_drops_what_a_resumed_run_writes_again_and_a_torn_line(tmp_path: Path) -> None:
+    log = log_of(tmp_path, every=1)
+    log.rewind(3)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    for step in range(1, 6):
+        log.add(step, step / 7, 0.1, scalars(step), tiny.batch())
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "ep')
+    log.rewind(3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(before[:3])

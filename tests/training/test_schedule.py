@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from rcnn.training.schedule import Schedule
@@ -25,8 +27,8 @@ def test_definition_of_a_cosine() -> None:
 def test_it_rises_in_warm_up_and_then_never_rises(final: float | None) -> None:
     schedule = Schedule(lr=0.02, total=100, warmup=20, drops=(50, 80), final=final)
     rates = [schedule(step) for step in range(100)]
-    assert all(a < b for a, b in zip(rates[:19], rates[1:20], strict=True))
-    assert all(a >= b for a, b in zip(rates[19:-1], rates[20:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:20]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[19:]))
     assert max(rates) == pytest.approx(0.02) and min(rates) > 0
 
 

@@ -170,7 +170,9 @@ def compare(backend: str, *, bf16: bool = False, **changes: object) -> int:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("roi_op", "offset", "bf16"), [("pool", 1.0, False), ("align", 0.0, False), ("pool", 1.0, True)])
+@pytest.mark.parametrize(
+    ("roi_op", "offset", "bf16"), [("pool", 1.0, False), ("align", 0.0, False), ("pool", 1.0, True)]
+)
 def test_one_program_serves_any_number_of_boxes(roi_op: str, offset: float, bf16: bool) -> None:
     assert compare("aot_eager", roi_op=roi_op, offset=offset, bf16=bf16) == 1
 

@@ -9,6 +9,7 @@ from rcnn.benchmark.settings import Settings, Side
 from rcnn.benchmark.timing import ratios, time_alone, time_pairs
 
 logger = logging.getLogger("rcnn.bench")
+SLOW_RUNS = 2
 
 
 def measure(settings: Settings, sides: list[Side], *, runs: int) -> Report:
@@ -46,10 +47,11 @@ def _open(side: Side, settings: Settings) -> Worker:
 def _compare(ours: Worker, theirs: Worker, own: dict[str, Row], runs: int) -> list[Row]:
     """A row of theirs for every task that both have; the times of ours go to its own row."""
     rows = []
+    plan = {"runs": min(runs, SLOW_RUNS), "warm_up": 0} if theirs.side.slow else {"runs": runs}
     for task in theirs.tasks:
-        logger.info("%s: %s, %d pairs", theirs.side.label, task, runs)
+        logger.info("%s: %s, %d pairs", theirs.side.label, task, plan["runs"])
         row = _counted(theirs, task)
-        our_times, their_times = time_pairs(lambda t=task: ours.time(t), lambda t=task: theirs.time(t), runs=runs)
+        our_times, their_times = time_pairs(lambda t=task: ours.time(t), lambda t=task: theirs.time(t), **plan)
         own[task].times.extend(our_times)
         row.times.extend(their_times)
         row.ratios.extend(ratios(our_times, their_times))

@@ -15,7 +15,7 @@ from rcnn.structures import Batch
 SEED = 0
 OBJECTS = 8  # in each picture
 SLOTS = 32  # for ground truth
-BACKGROUND = 10.0  # logit above the other classes
+UNLIKELY = 20.0  # logit below background and the first class
 LEARNING_RATE = 0.0  # every run does the same work
 
 
@@ -29,7 +29,7 @@ def open_network(settings: Settings) -> Task:
     with torch.no_grad():
         hidden = F.relu(model.rpn.conv(model.features(batch.images, batch.image_size)))
     spread_outputs(hidden, logits=model.rpn.cls, deltas=model.rpn.box)
-    favour_background(model.head.cls_score)
+    favour_one_class(model.head.cls_score)
     precision = recipe.train.precision if settings.what == "train" else recipe.eval.precision
     about = (precision_name(precision, device), device, settings.batch, model.head)
     if settings.what == "train":
@@ -106,6 +106,6 @@ def spread_outputs(hidden: Tensor, *, logits: nn.Conv2d, deltas: nn.Conv2d) -> N
 
 
 @torch.no_grad()
-def favour_background(logits: nn.Linear) -> None:
-    """Let few classes of a RoI pass the score threshold, as after training; random weights would let nearly all."""
-    logits.bias[0] = BACKGROUND
+def favour_one_class(logits: nn.Linear) -> None:
+    """Let one class of a RoI pass the score threshold, as after training; random weights would let nearly all."""
+    logits.bias[2:] -= UNLIKELY

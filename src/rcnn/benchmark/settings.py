@@ -29,6 +29,8 @@ class Side:
     mode: Mode = "default"
     """torchvision's: default is fp32; channels_last adds that layout and the fused optimiser; best adds bf16"""
     environment: dict[str, str] = field(default_factory=dict)
+    slow: bool = False
+    """a run takes so long that two must do, without warm-up"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def choose_sides(what: What, against: Against, modes: tuple[Mode, ...]) -> list[
     """
     sides = [Side("rcnn")]
     if what == "ops":
-        sides.append(Side("rcnn reference", environment={"RCNN_KERNELS": "reference"}))
+        sides.append(Side("rcnn reference", environment={"RCNN_KERNELS": "reference"}, slow=True))
         modes = tuple(dict.fromkeys(_of_operators(mode) for mode in modes))
     if against == "nothing":
         return sides

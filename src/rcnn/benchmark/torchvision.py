@@ -17,7 +17,7 @@ from rcnn import build
 from rcnn.benchmark.network import (
     LEARNING_RATE,
     SEED,
-    favour_background,
+    favour_one_class,
     made_up_batch,
     num_classes,
     spread_outputs,
@@ -225,4 +225,4 @@ def _like_trained(model: Any, images: list[Tensor]) -> None:
     prepared, _ = model.transform(images)
     hidden = model.rpn.head.conv(model.backbone(prepared.tensors))
     spread_outputs(hidden, logits=model.rpn.head.cls_logits, deltas=model.rpn.head.bbox_pred)
-    favour_background(model.roi_heads.box_predictor.cls_score)
+    favour_one_class(model.roi_heads.box_predictor.cls_score)

@@ -34,6 +34,11 @@ def main(argv: list[str]) -> int:
     recipe, classes = build.read_model_header(path)
     default = Options(recipe.data, recipe.eval)
     options = parse(Options, argv[1:], verb="test", description=DESCRIPTION, default=default)
+    if options.data.classes != classes:
+        raise ValueError(
+            f"--data.classes {' '.join(options.data.classes)}: does not fit the weights, which know "
+            f"{' '.join(classes)} in this order; leave --data.classes out"
+        )
     recipe = replace(recipe, data=options.data, eval=options.eval)
     test_model(path, recipe, classes, Path(options.out or path.parent / "test"), options.device)
     return 0

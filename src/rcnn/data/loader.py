@@ -1,6 +1,7 @@
 """Records -> batches of static shape: grouped by canvas, shuffled, sharded by rank, decoded in worker processes."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -104,7 +105,7 @@ class Loader:
             batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # leaves the global one as it is
             persistent_workers=True,
         )
@@ -132,8 +133,10 @@ def _as_it_is(made: Any) -> Any:
     return made
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)
+    if hasattr(os, "setpgrp"):  # a signal to the group is for the loop, which needs the workers until it has saved
+        os.setpgrp()
 
 
 def _check_limits(dataset: Dataset, limits: Limits, batch: int) -> None:

@@ -17,17 +17,18 @@ def collect(step: DetectStep, loader: Loader, dataset: Dataset) -> Iterator[Imag
         detections = step(batch)
         for row, index in enumerate(batch.image_index.tolist()):
             if index >= 0:
-                yield original_detections(detections, batch, row, dataset[index].image_id, offset=step.model.offset)
+                record = dataset[index]
+                size = (record.height, record.width)
+                yield original_detections(detections, batch, row, record.image_id, size, offset=step.model.offset)
 
 
 def original_detections(
-    detections: Detections, batch: Batch, row: int, image_id: str | int, *, offset: float
+    detections: Detections, batch: Batch, row: int, image_id: str | int, size: tuple[int, int], *, offset: float
 ) -> ImageDetections:
-    """The valid detections of one image of a batch, unpadded, in pixels of the original picture."""
+    """The valid detections of one image of a batch, unpadded, in pixels of the original picture of (height, width)."""
     keep = detections.valid[row].numpy()
-    scale = float(batch.scale[row])
-    height, width = (np.round(batch.image_size[row].numpy() / scale)).tolist()
-    boxes = detections.boxes[row].numpy()[keep] / scale
+    height, width = size
+    boxes = detections.boxes[row].numpy()[keep] / float(batch.scale[row])
     limit = np.array([width, height, width, height], np.float32) - offset
     scores, labels = detections.scores[row].numpy()[keep], detections.labels[row].numpy()[keep]
     return ImageDetections(image_id, np.clip(boxes, 0, limit), scores, labels)

@@ -68,10 +68,11 @@ class Predictor:
 
     def _detect(self, image: Image) -> Result:
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"an image must be an (h, w, 3) RGB array of uint8, not {pixels.shape} {pixels.dtype}")
         batch = self._batch(pixels)
-        found = original_detections(self.step(batch), batch, 0, 0, offset=self.step.model.offset)
+        size = (pixels.shape[0], pixels.shape[1])
+        found = original_detections(self.step(batch), batch, 0, 0, size, offset=self.step.model.offset)
         keep = found.scores >= self.threshold
         labels = found.labels[keep]
         names = [self.classes[label - 1] for label in labels]

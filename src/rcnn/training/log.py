@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn.structures import Batch
+from rcnn.weights.atomic import replacing
 
 SCALARS = ("loss", "rpn_cls", "rpn_box", "head_cls", "head_box", "rpn_accuracy", "head_accuracy")
 
@@ -36,6 +37,15 @@ class Log:
         self._images = 0
         self._since = time.perf_counter()
         self._begun: tuple[int, float] | None = None
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, which a resumed run writes again, and one that was not finished."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        with replacing(self.path) as file:
+            file.write(b"".join(kept))
 
     def add(self, step: int, epoch: float, lr: float, scalars: dict[str, Tensor], batch: Batch) -> None:
         """Take the scalars of the update that ended as number `step` (from 1)."""

@@ -53,6 +53,8 @@ def train(
     """
     device = step.parameters[0].device
     done = _restore(step, folder, device) if resume else 0
+    if resume:
+        log.rewind(done)
     step.model.train()
     with _asked_to_stop() as asked:
         for batch in _batches(loader, done, schedule.total):
@@ -92,8 +94,14 @@ def _restore(step: TrainStep, folder: Path, device: torch.device) -> int:
     if found is None:
         return 0
     done, state = found
-    step.model.load_state_dict(state["model"])
-    step.optimiser.load_state_dict(state["optimiser"])
+    try:
+        step.model.load_state_dict(state["model"])
+        step.optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{folder}, step {done}: the checkpoint is of another network ({reason}); begin anew"
+        ) from error
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda_rng"]])

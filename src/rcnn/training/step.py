@@ -54,7 +54,7 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         not_finite = (~scalars["loss"].detach().isfinite()).float()
-        setattr(self.optimiser, "found_inf", not_finite)  # noqa: B010: fused optimisers read it, their stubs do not say
+        self.optimiser.found_inf = not_finite  # noqa: B010: fused optimisers read it, their stubs do not say
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scalars.items()}
