@@ -4,7 +4,8 @@ import torch
 from rcnn.benchmark import operators, torchvision
 from tests.benchmark.small import RECIPE, settings
 
-POOLS = [f"{op} 10 on 256x4x6{more}" for op in ("roi_pool", "roi_align") for more in ("", ", and backward")]
+WAYS = ("forward", "backward")
+POOLS = [f"{op} {way}, 10 on 256x4x6" for op in ("roi_pool", "roi_align") for way in WAYS]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -13,8 +14,8 @@ def test_our_operators_in_the_recipes_sizes(precision: str) -> None:
     assert list(tasks) == ["nms 60 to 10", *POOLS]
     index, valid = tasks["nms 60 to 10"].run()
     assert index.shape == (2, 10) and valid.all()
-    for name in POOLS[::2]:
-        pooled, (gradient,) = tasks[name].run(), tasks[f"{name}, and backward"].run()
+    for forward, backward in zip(POOLS[::2], POOLS[1::2], strict=True):
+        pooled, (gradient,) = tasks[forward].run(), tasks[backward].run()
         assert pooled.shape == (20, 256, 7, 7)
         assert gradient.shape == (2, 256, 4, 6) and gradient.any()
         assert {pooled.dtype, gradient.dtype} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
@@ -35,5 +36,5 @@ def test_torchvisions_operators_agree_with_ours() -> None:
     assert list(ours) == list(theirs)
     index, valid = ours["nms 60 to 10"].run()
     assert index[0][valid[0]].tolist() == theirs["nms 60 to 10"].run()[0].tolist()
-    for name in POOLS[::2]:
-        torch.testing.assert_close(ours[name].run(), theirs[name].run())
+    for name in POOLS:
+        torch.testing.assert_close(ours[name].run(), theirs[name].run(), msg=name)

@@ -1,10 +1,12 @@
 """The precision-recall picture: one panel for ten classes."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
-from rcnn.evaluation.plots import plot_precision_recall
+from rcnn.evaluation.plots import plot_precision_recall, plot_training
 from rcnn.evaluation.voc import Curve
 
 
@@ -30,3 +32,13 @@ def test_a_class_that_was_never_found_is_drawn(tmp_path):
 def test_without_ground_truth_there_is_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="no class has ground truth"):
         plot_precision_recall({"cat": curve(0)}, tmp_path / "p.png")
+
+
+def test_a_training_run(tmp_path):
+    names = ("loss", "rpn_cls", "rpn_box", "head_cls", "head_box", "lr")
+    rows = [{"step": step, **{name: 1 / (step + n) for n, name in enumerate(names)}} for step in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    plot_training(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    picture = cv2.imread(str(tmp_path / "curves.png"))
+    assert picture.shape[1] > 2 * picture.shape[0]
+    assert (np.ptp(picture, axis=2) > 50).any()

@@ -1,6 +1,7 @@
 """A whole measurement: ours alone, then pair by pair with each of the others."""
 
 import logging
+from statistics import median
 from typing import Any
 
 from rcnn.benchmark.process import Worker
@@ -27,10 +28,11 @@ def measure(settings: Settings, sides: list[Side], *, runs: int) -> Report:
         for side in sides[1:]:
             with _open(side, settings) as theirs:
                 versions |= theirs.about["versions"]
-                rows += _compare(ours, theirs, own, runs)
+                rows += _time_slow(theirs, runs) if side.slow else _compare(ours, theirs, own, runs)
         for task, row in own.items():
             if not row.times:
                 row.times.extend(time_alone(lambda task=task: ours.time(task), runs=runs))
+        _complete_ratios(own, rows)
         _add_memory(ours, list(own.values()))
         networks = settings.what in ("infer", "train")
         used = {row.precision for row in [*own.values(), *rows]} if networks else set()
@@ -47,17 +49,31 @@ def _open(side: Side, settings: Settings) -> Worker:
 def _compare(ours: Worker, theirs: Worker, own: dict[str, Row], runs: int) -> list[Row]:
     """A row of theirs for every task that both have; the times of ours go to its own row."""
     rows = []
-    plan = {"runs": min(runs, SLOW_RUNS), "warm_up": 0} if theirs.side.slow else {"runs": runs}
     for task in theirs.tasks:
-        logger.info("%s: %s, %d pairs", theirs.side.label, task, plan["runs"])
+        logger.info("%s: %s, %d pairs", theirs.side.label, task, runs)
         row = _counted(theirs, task)
-        our_times, their_times = time_pairs(lambda t=task: ours.time(t), lambda t=task: theirs.time(t), **plan)
+        our_times, their_times = time_pairs(lambda t=task: ours.time(t), lambda t=task: theirs.time(t), runs=runs)
         own[task].times.extend(our_times)
         row.times.extend(their_times)
         row.ratios.extend(ratios(our_times, their_times))
         rows.append(row)
     _add_memory(theirs, rows)
     return rows
+
+
+def _time_slow(theirs: Worker, runs: int) -> list[Row]:
+    """Few runs, and ours need not wait for them: no pairs."""
+    rows = [_counted(theirs, task) for task in theirs.tasks]
+    for row in rows:
+        row.times.extend(theirs.time(row.task) for _ in range(min(runs, SLOW_RUNS)))
+    return rows
+
+
+def _complete_ratios(own: dict[str, Row], rows: list[Row]) -> None:
+    """Where there were no pairs, ratios to the median of ours."""
+    for row in rows:
+        if not row.ratios:
+            row.ratios.extend(time / median(own[row.task].times) for time in row.times)
 
 
 def _counted(worker: Worker, task: str) -> Row:

@@ -109,9 +109,9 @@ def _pool_tasks(pools: dict[str, Pool], case: Case, precision: str) -> dict[str,
     rois, shape = case.boxes.shape[1], "x".join(map(str, case.features.shape[1:]))
     tasks = {}
     for name, pool in pools.items():
-        title = f"{name} {rois} on {shape}"
-        tasks[title] = Task(_forward(pool, case.features), precision, case.features.device)
-        tasks[f"{title}, and backward"] = Task(_both_ways(pool, case.features), precision, case.features.device)
+        runs = {"forward": _forward(pool, case.features), "backward": _backward(pool, case.features)}
+        for way, run in runs.items():
+            tasks[f"{name} {way}, {rois} on {shape}"] = Task(run, precision, case.features.device)
     return tasks
 
 
@@ -119,7 +119,8 @@ def _forward(pool: Pool, features: Tensor) -> Callable[[], object]:
     return torch.no_grad()(lambda: pool(features))
 
 
-def _both_ways(pool: Pool, features: Tensor) -> Callable[[], object]:
+def _backward(pool: Pool, features: Tensor) -> Callable[[], object]:
     leaf = features.detach().requires_grad_()
-    gradient = torch.ones_like(pool(features))
-    return lambda: torch.autograd.grad(pool(leaf), leaf, gradient)
+    pooled = pool(leaf)
+    gradient = torch.ones_like(pooled)
+    return lambda: torch.autograd.grad(pooled, leaf, gradient, retain_graph=True)

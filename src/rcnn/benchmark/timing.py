@@ -31,11 +31,9 @@ def time_alone(run: Callable[[], float], *, runs: int) -> list[float]:
     return [run() for _ in range(runs)]
 
 
-def time_pairs(
-    ours: Callable[[], float], theirs: Callable[[], float], *, runs: int, warm_up: int = WARM_UP
-) -> tuple[list[float], list[float]]:
+def time_pairs(ours: Callable[[], float], theirs: Callable[[], float], *, runs: int) -> tuple[list[float], list[float]]:
     """Timings of both sides, taken in turn; who goes first alternates as well."""
-    for _ in range(warm_up):
+    for _ in range(WARM_UP):
         ours()
         theirs()
     pairs = []

@@ -42,7 +42,13 @@ def main(argv: list[str]) -> int:
     default = Options(recipe.data, recipe.model, recipe.train, recipe.eval)
     options = parse(Options, argv[1:] if named else argv, verb="train", description=DESCRIPTION, default=default)
     run = Path(options.run or f"runs/{Path(argv[0]).stem}")
-    train_run(Recipe(options.data, options.model, options.train, options.eval), run, options.resume, options.device)
+    from rcnn.training.loop import StoppedError
+
+    try:
+        train_run(Recipe(options.data, options.model, options.train, options.eval), run, options.resume, options.device)
+    except StoppedError as stop:
+        print(f"rcnn: {stop}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -52,6 +58,7 @@ def train_run(recipe: Recipe, run: Path, resume: bool, device_name: str) -> None
 
     from rcnn import build
     from rcnn.allocator import keep_freed_memory
+    from rcnn.evaluation.plots import plot_training
     from rcnn.training.log import Log
     from rcnn.training.loop import train
 
@@ -83,6 +90,7 @@ def train_run(recipe: Recipe, run: Path, resume: bool, device_name: str) -> None
         resume=resume,
     )
     build.save_model(run / "model.safetensors", model, recipe, dataset.classes)
+    plot_training(run / "metrics.jsonl", run / "curves.png")
     print(f"wrote {run / 'model.safetensors'}; next: rcnn test {run}", file=sys.stderr)
 
 

@@ -1,0 +1,30 @@
+"""He's weights keep the size of activations; the last convolution of a block begins at zero."""
+
+import torch
+from torch import nn
+
+from rcnn.models.initial import initialise
+from rcnn.models.resnet import ResNetC4, make_layer
+from rcnn.models.vgg import VGG16
+
+
+def test_blocks_begin_as_identity() -> None:
+    stage = make_layer(18, 1)
+    x = torch.rand(1, 64, 8, 8)
+    torch.testing.assert_close(stage(x), x)
+
+
+def test_activations_keep_their_size_through_a_deep_plain_network() -> None:
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        for backbone in (VGG16(), ResNetC4(18)):
+            assert 0.1 < float(backbone(x).std()) < 10
+
+
+def test_biases_begin_at_zero_and_only_named_layers_too() -> None:
+    block = nn.Sequential()
+    block.add_module("first", nn.Conv2d(4, 4, 3))
+    block.add_module("last", nn.Conv2d(4, 4, 3))
+    initialise(block, last_of_block=("last",))
+    assert not block.get_submodule("last").weight.any() and block.get_submodule("first").weight.any()
+    assert not block.get_submodule("first").bias.any()
