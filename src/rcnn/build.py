@@ -64,6 +64,26 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def check_values(recipe: Recipe) -> None:
+    """Refuse values that no training can use.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    train = recipe.train
+    smallest = {"batch": 1, "keep": 1, "log_every": 1, "rois": 1, "rpn_rois": 1, "rpn_pre_nms": 1, "rpn_post_nms": 1}
+    for name, least in smallest.items():
+        if getattr(train, name) < least:
+            raise ValueError(f"--train.{name} {getattr(train, name)}: must be at least {least}")
+    for name in ("epochs", "lr", "save_every"):
+        if not getattr(train, name) > 0:
+            raise ValueError(f"--train.{name} {getattr(train, name)}: must be above 0")
+    if train.compile and recipe.data.canvas == "exact":
+        raise ValueError(
+            "--data.canvas exact with --train.compile: a program for every size; use --data.canvas grouped"
+        )
+
+
 def build_model(model: Model, rules: Eval, num_classes: int) -> FasterRCNN:
     """The detector with random weights."""
     backbone = _build_backbone(model.backbone)

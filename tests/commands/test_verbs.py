@@ -156,8 +156,19 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(
     capsys.readouterr()
     assert train(shapes, run) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert train(shapes, run, "--resume", "--train.lr", "1") == 2
-    assert "--train.lr 0.005 before, 1" in capsys.readouterr().err
+    assert train(shapes, run, "--resume", "--data.short-side", "80") == 2
+    assert "--data.short_side 64 before, 80" in capsys.readouterr().err
+    assert train(shapes, run, "--resume", "--train.lr", "1") == 0
+    assert "--train.lr: 0.01 before, 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("batch", "0"), ("keep", "0"), ("lr", "-1"), ("epochs", "0")])
+def test_values_that_cannot_be(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    capsys.readouterr()
+    assert train(shapes, tmp_path / "run", f"--train.{option}", value) == 2
+    assert f"--train.{option}" in capsys.readouterr().err
 
 
 def test_classes_that_do_not_fit_the_weights(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Features, proposals, classification and detection; that the whole compiles is held by tests/inference/test_step.py."""
+"""Features, proposals, classification, detection; tests/inference/test_step.py holds that the whole compiles."""
 
 import pytest
 import torch

@@ -21,7 +21,11 @@ def test_every_recipe_is_found_by_name_and_says_its_command_and_what_to_expect(n
 
 
 def test_a_python_file_and_a_json_file(tmp_path: Path) -> None:
-    python = written(tmp_path, "mine.py", "from rcnn import Recipe\nfrom rcnn.config import Train\nRECIPE = Recipe(train=Train(lr=0.5))")
+    python = written(
+        tmp_path,
+        "mine.py",
+        "from rcnn import Recipe\nfrom rcnn.config import Train\nRECIPE = Recipe(train=Train(lr=0.5))",
+    )
     saved = written(tmp_path, "recipe.json", json.dumps(recipe_to_dict(Recipe(train=Train(lr=0.5)))))
     assert find_recipe(python) == find_recipe(saved) == Recipe(train=Train(lr=0.5))
 

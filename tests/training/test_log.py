@@ -8,9 +8,7 @@ from torch import Tensor
 from rcnn.training.log import SCALARS, Log, NonFiniteLossError
 from tests import tiny
 
-KEYS = (  # spec of the command line
-    "step epoch lr loss rpn_cls rpn_box head_cls head_box rpn_accuracy head_accuracy images_per_second memory_bytes"
-).split()
+KEYS = ["step", "epoch", "lr", *SCALARS, "images_per_second", "memory_bytes"]
 
 
 def scalars(value: float) -> dict[str, Tensor]:
@@ -23,6 +21,10 @@ def log_of(path: Path, *, every: int = 2, total: int = 100) -> Log:
 
 def lines(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_scalars_are_those_of_the_command_lines_contract() -> None:
+    assert " ".join(SCALARS) == "loss rpn_cls rpn_box head_cls head_box rpn_accuracy head_accuracy"
 
 
 def test_definition_of_a_line(tmp_path: Path) -> None:

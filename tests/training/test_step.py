@@ -81,6 +81,17 @@ def test_each_element_of_the_gradient_is_clamped() -> None:
     assert torch.allclose(model.bias - before[1], torch.tensor([5.0, 5.0, 5.0]))
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    def cliff(model: Weights, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": (model.weight * 0).sum().abs().sqrt()}  # 0, with an infinite slope
+
+    model = Weights()
+    before = model.weight.detach().clone()
+    step = TrainStep(model, cliff, sgd(model, momentum=0.9, weight_decay=0.1), clip=5.0, bf16=False)
+    assert step(tiny.batch(), 0.1)["loss"].isnan()
+    assert torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("clip", [0.0, 5.0])
 def test_a_loss_that_is_not_finite_changes_nothing(bad: float, clip: float) -> None:
@@ -179,5 +190,6 @@ def test_one_program_serves_any_number_of_boxes(roi_op: str, offset: float, bf16
 
 @pytest.mark.slow
 @pytest.mark.compile
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # PyTorch's own, inside inductor
 def test_agreement_of_inductor_with_eager() -> None:
     assert compare("inductor") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from rcnn.commands.options import parse
 from rcnn.config import Data, Eval, Model, Recipe, Train, recipe_from_dict, recipe_to_dict
 
+MAY_CHANGE = ("--data.root", "--data.workers", "--data.test")  # when a run is resumed; and all of train and eval
 DESCRIPTION = """Train a detector by a recipe (rcnn train --list shows them) and your own options.
 Usage: rcnn train RECIPE [options]. The model is written to RUN/model.safetensors."""
 
@@ -63,6 +64,7 @@ def train_run(recipe: Recipe, run: Path, resume: bool, device_name: str) -> None
     from rcnn.training.loop import train
 
     keep_freed_memory()
+    build.check_values(recipe)
     device = build.choose_device(device_name)
     dataset = build.open_set(recipe.data, recipe.data.train, classes=(), offset=recipe.model.offset)
     recipe = replace(recipe, data=replace(recipe.data, classes=dataset.classes))
@@ -97,27 +99,31 @@ def train_run(recipe: Recipe, run: Path, resume: bool, device_name: str) -> None
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
     path = run / "recipe.json"
     if resume and path.is_file():
-        before = recipe_from_dict(json.loads(path.read_text()), where=str(path))
-        if before != recipe:
-            raise ValueError(f"{path}: the run was begun with other options ({_difference(before, recipe)})")
-        return
-    if resume:
+        _compare_with_begun(path, recipe)
+    elif resume:
         raise ValueError(f"{run}: nothing to resume there; leave --resume out to begin")
-    if path.exists():
+    elif path.exists():
         raise ValueError(f"{run}: holds a run already; go on with --resume, or choose another --run")
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n")
 
 
-def _difference(before: Recipe, after: Recipe) -> str:
-    old, new = recipe_to_dict(before), recipe_to_dict(after)
-    parts = [
-        f"--{group}.{name} {old[group][name]} before, {new[group][name]} now"
+def _compare_with_begun(path: Path, recipe: Recipe) -> None:
+    """Refuse another network or other data; say what else is not as the run was begun."""
+    before = recipe_from_dict(json.loads(path.read_text()), where=str(path))
+    old, new = recipe_to_dict(before), recipe_to_dict(recipe)
+    changed = {
+        f"--{group}.{name}": f"{old[group][name]} before, {new[group][name]} now"
         for group in old
         for name in old[group]
         if old[group][name] != new[group][name]
-    ]
-    return "; ".join(parts[:5])
+    }
+    fixed = [key for key in changed if key.startswith(("--model.", "--data.")) and key not in MAY_CHANGE]
+    if fixed:
+        told = "; ".join(f"{key} {changed[key]}" for key in fixed[:5])
+        raise ValueError(f"{path}: the run was begun with other options ({told}); give the same, or another --run")
+    for key, values in changed.items():
+        print(f"resuming with another {key}: {values}", file=sys.stderr)
 
 
 def _summary(recipe: Recipe, classes: tuple[str, ...], images: int, steps: int, device: object) -> str:

@@ -15,7 +15,7 @@ Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
 class TrainStep:
     """Updates the model by one batch and returns the batch's scalars, still on the device.
 
-    A loss that is not finite changes no weight: the optimiser skips that update.
+    A loss or a gradient that is not finite changes no weight: the optimiser skips that update, and the loss is NaN.
 
     Args:
         clip: each element of the gradient is clamped to [-clip, clip]; 0: off.
@@ -53,11 +53,20 @@ class TrainStep:
             nn.utils.clip_grad_value_(self.parameters, self.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        not_finite = (~scalars["loss"].detach().isfinite()).float()
-        self.optimiser.found_inf = not_finite  # noqa: B010: fused optimisers read it, their stubs do not say
+        finite = scalars["loss"].detach().isfinite() & _all_finite(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+        scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)
+        not_finite = (~finite).float()
+        self.optimiser.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]: fused ones read it
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scalars.items()}
+
+
+def _all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether no element is infinite or NaN, as a tensor: the host does not ask."""
+    return torch.stack(torch._foreach_norm(tensors)).sum().isfinite()
 
 
 def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
