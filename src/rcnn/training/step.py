@@ -53,20 +53,14 @@ class TrainStep:
             nn.utils.clip_grad_value_(self.parameters, self.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        finite = scalars["loss"].detach().isfinite() & _all_finite(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        finite = scalars["loss"].detach().isfinite() & nn.utils.get_total_norm(gradients).isfinite()
         scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)
         not_finite = (~finite).float()
         self.optimiser.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]: fused ones read it
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scalars.items()}
-
-
-def _all_finite(tensors: list[Tensor]) -> Tensor:
-    """Whether no element is infinite or NaN, as a tensor: the host does not ask."""
-    return torch.stack(torch._foreach_norm(tensors)).sum().isfinite()
 
 
 def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
