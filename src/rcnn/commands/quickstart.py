@@ -11,6 +11,9 @@ from rcnn.commands.options import parse
 DESCRIPTION = "Generate a small data set of shapes, train on it, test on images it was not trained on, draw the boxes."
 
 
+TRAIN_IMAGES, TEST_IMAGES = 800, 100
+
+
 @dataclass(frozen=True)
 class Options:
     """What can be given on the command line."""
@@ -53,9 +56,6 @@ def main(argv: list[str]) -> int:
         f"mAP {metrics['mAP']:.4f}; look at the pictures in {run / 'demo'}. {time.perf_counter() - begun:.0f} s in all"
     )
     return 0
-
-
-TRAIN_IMAGES, TEST_IMAGES = 400, 100
 
 
 def _clear(run: Path) -> None:

@@ -22,6 +22,17 @@ RECIPE = replace(
         long_side=240,
     ),
     model=replace(_BASE.model, frozen=(), anchor_scales=(1.0, 2.0, 4.0, 8.0), head_hidden=256),
-    train=replace(_BASE.train, epochs=12.0, batch=4, lr=0.01, lr_batch=4, rois=64, rpn_pre_nms=1000, rpn_post_nms=300),
+    train=replace(
+        _BASE.train,
+        epochs=9.0,
+        batch=4,
+        lr=0.03,
+        lr_batch=4,
+        clip=1.0,  # random weights at this rate
+        rois=64,
+        rpn_pre_nms=1000,
+        rpn_post_nms=300,
+        log_every=50,
+    ),
     eval=replace(_BASE.eval, rpn_pre_nms=1000, rpn_post_nms=100, max_detections=50),
 )
