@@ -47,7 +47,7 @@ def test_mends_and_tells_once(make_draft: MakeDraft, caplog: pytest.LogCaptureFi
 
 def test_strict_refuses(make_draft: MakeDraft) -> None:
     draft = make_draft(1, (0, (5, 5, 5, 9), "cat"))
-    with pytest.raises(ValueError, match=r"without area.*0\.xml: object 0 'cat': \(5, 5, 5, 9\).*--data.strict"):
+    with pytest.raises(ValueError, match=r"without area.*0\.xml: object 0 'cat': \(5, 5, 5, 9\).*--data.no-strict"):
         finish(draft, classes=("cat",), offset=0.0, strict=True)
 
 
