@@ -29,10 +29,20 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         kept = checkpoint_paths(folder)
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
-        raise ValueError(f"{path}: cannot be written ({error}); {last}; make room and go on with --resume") from error
+        raise ValueError(
+            f"{path}: cannot be written ({_reason(error)}); {last}; make room and go on with --resume"
+        ) from error
     for old in checkpoint_paths(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, which torch hides behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return str(cause or error)
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]] | None:
