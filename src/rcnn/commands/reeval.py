@@ -17,7 +17,7 @@ No model is needed."""
 class Options:
     """What can be given on the command line."""
 
-    detections: Annotated[str, tyro.conf.Positional]
+    detections: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DETECTIONS")]
     """a detections.json or a folder of comp4 files"""
     data: Data
     eval: Eval

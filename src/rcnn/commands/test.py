@@ -28,12 +28,12 @@ def main(argv: list[str]) -> int:
     from rcnn import build
 
     if not argv or argv[0].startswith("-"):
-        parse(Options, argv, verb="test", description=DESCRIPTION, default=Options(Data(), Eval()))
+        parse(Options, argv, verb="test MODEL", description=DESCRIPTION, default=Options(Data(), Eval()))
         raise ValueError("which model? rcnn test MODEL ...: a model.safetensors or a run directory")
     path = build.model_path(argv[0])
     recipe, classes = build.read_model_header(path)
     default = Options(recipe.data, recipe.eval)
-    options = parse(Options, argv[1:], verb="test", description=DESCRIPTION, default=default)
+    options = parse(Options, argv[1:], verb="test MODEL", description=DESCRIPTION, default=default)
     if options.data.classes != classes:
         raise ValueError(
             f"--data.classes {' '.join(options.data.classes)}: does not fit the weights, which know "

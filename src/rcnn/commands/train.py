@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"which recipe? rcnn train RECIPE ...; known: {', '.join(recipe_names())}, or a file")
     recipe = find_recipe(argv[0]) if named else Recipe()
     default = Options(recipe.data, recipe.model, recipe.train, recipe.eval)
-    options = parse(Options, argv[1:] if named else argv, verb="train", description=DESCRIPTION, default=default)
+    options = parse(Options, argv[1:] if named else argv, verb="train RECIPE", description=DESCRIPTION, default=default)
     run = Path(options.run or f"runs/{Path(argv[0]).stem}")
     from rcnn.training.loop import StoppedError
 

@@ -3,8 +3,8 @@
     rcnn train r18_custom --data.root DIR --model.pretrained weights/resnet18.pth
     rcnn test runs/r18_custom --data.root DIR
 
-Expected: mAP 0.90 (area) on the 72 test pictures of BCCD after 286 s on two cores: measured, docs/results.md has command,
-machine and commit. Continuous boxes, RoIAlign, five anchor sizes from 16 to 256 px, bf16 where the processor has it,
+Expected: mAP 0.90 (area) on the 72 test pictures of BCCD after 286 s on two cores: measured, docs/results.md has the
+command, machine and commit. Continuous boxes, RoIAlign, five anchor sizes from 16 to 256 px, bf16 where the processor has it,
 warm-up and a cosine.
 """
 
