@@ -4,8 +4,8 @@
     rcnn test runs/r18_custom --data.root DIR
 
 Expected: mAP 0.90 (area) on the 72 test pictures of BCCD after 286 s on two cores: measured, docs/results.md has the
-command, machine and commit. Continuous boxes, RoIAlign, five anchor sizes from 16 to 256 px, bf16 where the processor has it,
-warm-up and a cosine.
+command, machine and commit. Continuous boxes, RoIAlign, five anchor sizes from 16 to 256 px, bf16 where the processor
+has it, warm-up and a cosine.
 """
 
 from rcnn.config import Data, Eval, Model, Recipe, Train
