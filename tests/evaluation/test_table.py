@@ -1,6 +1,6 @@
 """The table of metrics: aligned, complete, and never a bare -1."""
 
-from rcnn.evaluation.table import COCO_ROWS, format_table
+from rcnn.evaluation.table import COCO_ROWS, format_recall, format_table
 
 VOC = {
     "metric": "voc07_11point",
@@ -48,3 +48,23 @@ def test_a_set_without_any_ground_truth_is_said_so():
 def test_metrics_of_other_programs_without_counts_are_shown():
     bare = {"metric": "voc_area", "iou": 0.5, "mAP": 0.5, "AP": {"cat": 0.5}}
     assert format_table(bare).splitlines()[-1].split() == ["mean", "0.5000", "-", "-"]
+
+
+def test_recall_by_hand():
+    bins = {
+        "all": {"share": 1.0, "num_gt": 4, "AR": 0.625, "recall": [0.75, 0.5]},
+        "0-25": {"share": 0.125, "num_gt": 0, "AR": None, "recall": [None, None]},
+    }
+    metrics = {"average_proposals": 299.96, "iou": [0.5, 0.95], "bins": bins}
+    assert format_recall(metrics).splitlines() == [
+        "recall of 300.0 proposals per image, by the side of the box in pixels and by IoU",
+        "side  proposals  ground truths      AR     .50     .95",
+        "all      100.0%              4  0.6250  0.7500  0.5000",
+        "0-25      12.5%              0       -       -       -  no ground truth",
+    ]
+
+
+def test_the_recall_of_no_proposals_has_no_shares():
+    bins = {"all": {"share": None, "num_gt": 1, "AR": 0.0, "recall": [0.0]}}
+    last = format_recall({"average_proposals": 0.0, "iou": [0.5], "bins": bins}).splitlines()[-1]
+    assert last.split() == ["all", "-", "1", "0.0000", "0.0000"]

@@ -138,3 +138,21 @@ def test_real_mxnet_files_are_recognised_as_strangers(shared: Path) -> None:
     tensors, source = read_weights(shared / "weights" / "mtcnn" / "det1-0001.params", "vgg16")
     with pytest.raises(ValueError, match=r"det1-0001\.params \(MXNet\): nothing in it fits"):
         load_into(Detector(), tensors, source=source)
+
+
+@pytest.mark.parametrize("name", ["det1.caffemodel", "no_extension"])
+def test_a_real_caffe_file_is_known_by_content_and_a_cut_one_by_suffix(shared: Path, tmp_path: Path, name: str) -> None:
+    content = (shared / "weights" / "mtcnn" / "det1.caffemodel").read_bytes()
+    (tmp_path / name).write_bytes(content)
+    tensors, source = read_weights(tmp_path / name, "vgg16")
+    assert tensors["conv1/0"].shape == (10, 3, 3, 3)
+    assert source.kind == "Caffe"
+    (tmp_path / "cut.caffemodel").write_bytes(content[:60])
+    with pytest.raises(ValueError, match=r"cut\.caffemodel: damaged at byte 10: 111 bytes wanted, 50 left"):
+        read_weights(tmp_path / "cut.caffemodel", "vgg16")
+
+
+def test_a_web_page_named_caffemodel_is_still_a_web_page(tmp_path: Path) -> None:
+    (tmp_path / "a.caffemodel").write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match=r"a\.caffemodel: a web page"):
+        read_weights(tmp_path / "a.caffemodel", "vgg16")

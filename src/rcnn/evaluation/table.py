@@ -29,6 +29,20 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     return title + "\n" + _class_table(metrics, metrics["AP"], metrics["mAP"])
 
 
+def format_recall(metrics: Mapping[str, Any]) -> str:
+    """What `evaluate_recall` returns, a row per size of the box; what has no value is a dash and a reason."""
+    points = [f"{point:.2f}".removeprefix("0") for point in metrics["iou"]]
+    rows = [["side", "proposals", "ground truths", "AR", *points, ""]]
+    for name, values in metrics["bins"].items():
+        numbers = [_number(value) for value in (values["AR"], *values["recall"])]
+        note = "" if values["num_gt"] else "no ground truth"
+        rows.append([name, _percentage(values["share"]), _count(values["num_gt"]), *numbers, note])
+    title = (
+        f"recall of {metrics['average_proposals']:.1f} proposals per image, by the side of the box in pixels and by IoU"
+    )
+    return title + "\n" + _align(rows, right=range(1, len(rows[0]) - 1))
+
+
 def _coco_numbers(metrics: Mapping[str, Any]) -> str:
     reasons = metrics.get("reasons", {})
     rows = [(key, _number(metrics[key]), reasons.get(key, text)) for key, text in COCO_ROWS.items()]
@@ -50,6 +64,10 @@ def _class_table(metrics: Mapping[str, Any], precisions: Mapping[str, float | No
 
 def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
+
+
+def _percentage(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1%}"
 
 
 def _count(value: int | None) -> str:

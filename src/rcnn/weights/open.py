@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from rcnn.weights import mxnet, safetensors, torchvision
+from rcnn.weights import caffe, mxnet, safetensors, torchvision
 from rcnn.weights.networks import refuse_another
 from rcnn.weights.pixels import PixelRange
 
 OURS = "rcnn"  # how the header entry "format" of our own files begins
 KNOWN = (
     "known formats: .safetensors (ours, or torchvision's names), PyTorch .pth (torchvision's classifiers), "
-    "MXNet .params (mx-rcnn)"
+    "MXNet .params (mx-rcnn), Caffe .caffemodel (VGG16, py-faster-rcnn)"
 )
 WRONG_STARTS = {  # what people have on disk instead of weights
     b"<": "a web page, not weights: the download went wrong",
@@ -42,7 +42,7 @@ class Source:
 def read_weights(path: str | Path, backbone: str) -> tuple[Named, Source]:
     """The tensors of a weight file under our names, and where they came from.
 
-    Our own model.safetensors keeps its names; torchvision's and MXNet's are renamed for `backbone`.
+    Our own model.safetensors keeps its names; torchvision's, MXNet's and Caffe's are renamed for `backbone`.
 
     Raises:
         ValueError: no such file, a format we do not know, a damaged file, or weights of another network.
@@ -54,6 +54,8 @@ def read_weights(path: str | Path, backbone: str) -> tuple[Named, Source]:
         tensors, source = _from_mxnet(path, backbone)
     elif start.startswith((b"PK\x03\x04", b"\x80")):  # a zip file or a pickle
         tensors, source = _from_torchvision(torchvision.read(path), path, backbone)
+    elif _is_caffe(path, start):
+        tensors, source = _from_caffe(path)
     else:
         raise ValueError(f"{path}: {_what(start)}; {KNOWN}")
     refuse_another(tensors, backbone, source=str(source))
@@ -70,11 +72,19 @@ def _start(path: str | Path) -> bytes:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def _is_caffe(path: str | Path, start: bytes) -> bool:
+    named = Path(path).suffix == ".caffemodel" and bool(start) and _wrong(start) is None
+    return named or caffe.recognises(path)
+
+
+def _wrong(start: bytes) -> str | None:
+    return next((text for first, text in WRONG_STARTS.items() if start.startswith(first)), None)
+
+
 def _what(start: bytes) -> str:
     if not start:
         return "an empty file"
-    found = next((text for first, text in WRONG_STARTS.items() if start.startswith(first)), None)
-    return found or f"not a weight file we know (it starts with {start[:8]!r})"
+    return _wrong(start) or f"not a weight file we know (it starts with {start[:8]!r})"
 
 
 def _from_safetensors(path: str | Path, backbone: str) -> tuple[Named, Source]:
@@ -114,5 +124,13 @@ def _from_mxnet(path: str | Path, backbone: str) -> tuple[Named, Source]:
     arrays = mxnet.read(path)
     try:
         return mxnet.from_mxnet(arrays), Source(str(path), "MXNet", pixels=pixels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _from_caffe(path: str | Path) -> tuple[Named, Source]:
+    arrays = caffe.read(path)
+    try:
+        return caffe.from_caffe(arrays), Source(str(path), "Caffe", pixels=mxnet.VGG_PIXELS)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
