@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rcnn.data.canvases import measure_limits
 from rcnn.data.loader import Loader
 from rcnn.data.open import open_dataset
 from rcnn.data.records import Dataset, RecordTable
+from rcnn.data.voc import VOC_CLASSES
 from rcnn.inference.predictor import Predictor
 from rcnn.inference.step import DetectStep, place
 from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
@@ -255,7 +258,43 @@ def save_model(path: Path, model: FasterRCNN, recipe: Recipe, classes: tuple[str
     safetensors.save(path, tensors, header)
 
 
-def model_path(path: str) -> Path:
+def convert(source: Path, out: Path, recipe: Recipe, classes: tuple[str, ...]) -> str:
+    """Write weights of another program as ours: a model if the file holds a detector, else a backbone's weights.
+
+    Returns:
+        The table of what was kept, initialised and skipped.
+
+    Raises:
+        ValueError: the file is not the recipe's network, or the class names do not fit it.
+    """
+    tensors, origin = read_weights(source, recipe.model.backbone)
+    pixels = PixelRange(recipe.model.pixel_mean, recipe.model.pixel_std)
+    tensors = match_pixels(tensors, origin.pixels, pixels)
+    rows = tensors.get("head.cls_score.weight")
+    names = _names_of(len(rows) - 1, classes or origin.classes, source) if rows is not None else ("object",)
+    model = build_model(recipe.model, recipe.eval, len(names))
+    report = load_into(model, tensors, source=str(origin))
+    if rows is None:
+        kept = {line.name for line in report.kept}
+        header = {"format": "rcnn-backbone-1", "recipe": json.dumps(recipe_to_dict(recipe))}
+        safetensors.save(out, {name: x.contiguous() for name, x in model.state_dict().items() if name in kept}, header)
+    elif report.initialised:
+        raise ValueError(f"{source}: is no whole detector of this recipe\n{report.format()}")
+    else:
+        data = replace(recipe.data, classes=names, canvas="exact")  # old programs test without padding
+        save_model(out, model, replace(recipe, data=data), names)
+    return report.format()
+
+
+def _names_of(count: int, names: tuple[str, ...], source: Path) -> tuple[str, ...]:
+    if not names and count == len(VOC_CLASSES):
+        return VOC_CLASSES
+    if len(names) != count:
+        raise ValueError(f"{source}: knows {count} classes, {len(names)} names are given; name each with --classes")
+    return names
+
+
+def model_path(path: str | PathLike[str]) -> Path:
     """The weights file that the user means: the file itself, or the one of a run directory."""
     found = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     if not found.is_file():
@@ -286,7 +325,7 @@ def load_model(path: Path, recipe: Recipe, num_classes: int) -> FasterRCNN:
     return model
 
 
-def load(path: str, device: str = "auto", *, threshold: float = 0.0) -> Predictor:
+def load(path: str | PathLike[str], device: str = "auto", *, threshold: float = 0.0) -> Predictor:
     """A detector for pictures from a `model.safetensors` or a run directory."""
     file = model_path(path)
     recipe, classes = read_model_header(file)
@@ -297,6 +336,6 @@ def load(path: str, device: str = "auto", *, threshold: float = 0.0) -> Predicto
         classes,
         short=data.short_side,
         long=data.long_side,
-        multiple=data.canvas_multiple,
+        multiple=1 if data.canvas == "exact" else data.canvas_multiple,
         threshold=threshold,
     )

@@ -8,6 +8,7 @@ VERBS = {
     "test": "detect on a set and print the metrics: rcnn test MODEL --data.root DIR",
     "demo": "detect on pictures and draw the boxes: rcnn demo MODEL IMAGE...",
     "reeval": "metrics again from saved detections, without a model",
+    "convert": "another program's weights to ours: rcnn convert SOURCE --out FILE.safetensors",
     "bench": "time inference and training on this machine",
     "quickstart": "the whole way on a small generated data set",
 }

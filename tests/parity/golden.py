@@ -46,8 +46,10 @@ def forward_shapes(shared: Path, network: str) -> dict[str, list[int]]:
 
 def one_to_one(ours: np.ndarray, theirs: np.ndarray, *, within: float) -> np.ndarray:
     """For each box of theirs the index of ours that has all corners within so many pixels, or -1; none used twice."""
-    far = np.abs(theirs[:, None] - ours[None]).max(-1)
     match = np.full(len(theirs), -1)
+    if not len(ours):
+        return match
+    far = np.abs(theirs[:, None] - ours[None]).max(-1)
     free = np.ones(len(ours), bool)
     for row in np.argsort(far.min(1)):
         column = int(np.where(free, far[row], np.inf).argmin())

@@ -1,0 +1,41 @@
+"""`rcnn convert`: any weight file we know to ours, saying what was kept, initialised and left."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rcnn.commands.options import parse
+
+DESCRIPTION = """Convert a weight file (mx-rcnn's .params, .caffemodel, torchvision's .pth) to ours.
+A whole detector becomes a model for rcnn test and rcnn demo; weights of a backbone a file for --model.pretrained."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be given on the command line."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """the weight file"""
+    out: str
+    """the .safetensors file to write"""
+    recipe: str = "vgg16_voc07"
+    """the recipe that the weights belong to: network and conventions"""
+    classes: tuple[str, ...] = ()
+    """names of the classes in order, of a detector; empty: VOC's 20, where that many were trained"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = parse(Options, argv, verb="convert", description=DESCRIPTION)
+    from rcnn.build import convert
+    from rcnn.recipes.find import find_recipe
+
+    if not options.out.endswith(".safetensors"):
+        raise ValueError(f"--out {options.out}: must end in .safetensors")
+    told = convert(Path(options.source), Path(options.out), find_recipe(options.recipe), options.classes)
+    print(told)
+    print(f"wrote {options.out}", file=sys.stderr)
+    return 0
