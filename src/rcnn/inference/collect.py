@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-import numpy as np
+import torch
 
 from rcnn.data.loader import Loader
 from rcnn.data.records import Dataset
 from rcnn.evaluation.results import ImageDetections
 from rcnn.inference.step import DetectStep
+from rcnn.ops.boxes import clip
 from rcnn.structures import Batch, Detections
 
 
@@ -26,9 +27,8 @@ def original_detections(
     detections: Detections, batch: Batch, row: int, image_id: str | int, size: tuple[int, int], *, offset: float
 ) -> ImageDetections:
     """The valid detections of one image of a batch, unpadded, in pixels of the original picture of (height, width)."""
-    keep = detections.valid[row].numpy()
-    height, width = size
-    boxes = detections.boxes[row].numpy()[keep] / float(batch.scale[row])
-    limit = np.array([width, height, width, height], np.float32) - offset
-    scores, labels = detections.scores[row].numpy()[keep], detections.labels[row].numpy()[keep]
-    return ImageDetections(image_id, np.clip(boxes, 0, limit), scores, labels)
+    keep = detections.valid[row]
+    boxes = (detections.boxes[row][keep] / batch.scale[row])[None]
+    boxes = clip(boxes, torch.tensor([size]), offset=offset)[0]
+    scores, labels = detections.scores[row][keep], detections.labels[row][keep]
+    return ImageDetections(image_id, boxes.numpy(), scores.numpy(), labels.numpy())
