@@ -8,6 +8,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; child processes inherit it
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["RCNN_CACHE"] = ""  # nothing is remembered from test to test
 
 import hypothesis
 import jaxtyping

@@ -47,33 +47,6 @@ def small_model(seed: int = 0, **changes: object) -> FasterRCNN:
     return build.build_model(replace(SMALL.model, **changes), SMALL.eval, len(CLASSES))
 
 
-# --- device and precision -------------------------------------------------------------------------------------------
-
-
-def test_devices_by_name() -> None:
-    assert build.choose_device("cpu") == CPU
-    assert build.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("gpu", r"--device gpu: not a device; use auto, cpu"),
-        ("cuda:99", r"--device cuda:99: this machine has \d+ CUDA devices"),
-        ("meta", r"--device meta: meta is not supported; use auto, cpu"),
-    ],
-)
-def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build.choose_device(name)
-
-
-def test_precision() -> None:
-    assert build.use_bf16("bf16", CPU) and not build.use_bf16("fp32", CPU)
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert build.use_bf16("auto", CPU) == fast
-
-
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +96,7 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, object], messag
 def test_values_of_the_recipe_reach_the_model() -> None:
     model = small_model(offset=0.0, box_std=(1.0, 2.0, 3.0, 4.0), roi_op="align", dropout=0.25)
     assert (model.offset, model.roi_op, model.roi_size, model.head.dropout) == (0.0, "align", 2, 0.25)
-    assert model.box_std.tolist() == [1, 2, 3, 4]
+    assert model.box_std.tolist() == [[1, 2, 3, 4]] * model.head.cls_score.out_features
     assert model.head.cls_score.out_features == 3 and model.rpn.num_anchors == 6
     assert (model.proposal_rules.pre_nms, model.detection_rules.most) == (64, 10)
 

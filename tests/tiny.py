@@ -10,7 +10,7 @@ from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
 from rcnn.models.heads import FCHead
 from rcnn.models.rpn import RPN
 from rcnn.structures import Batch
-from rcnn.training.losses import JointRules
+from rcnn.training.losses import LossRules
 from rcnn.training.targets import AnchorRules, RoiRules
 
 CANVAS = (64, 96)
@@ -52,13 +52,13 @@ def detector(*, classes: int = 3, offset: float = 1.0, seed: int = 0, **changes:
     return FasterRCNN(backbone, rpn, head, offset=offset, **(options | changes))
 
 
-def rules(**changes: Any) -> JointRules:
-    """Rules of the joint loss; `changes` are fields of AnchorRules, RoiRules (as roi_*) or JointRules."""
+def rules(**changes: Any) -> LossRules:
+    """Rules of the joint loss; `changes` are fields of AnchorRules, RoiRules (as roi_*) or LossRules."""
     rois = RoiRules(16, 0.25, 0.5, (0.0, 0.5), ignore_overlap=0.5)
     anchors = AnchorRules(32, 0.5, 0.7, 0.3, border=0.0, ignore_overlap=0.5)
-    joint = JointRules(anchors, PROPOSALS, rois, rpn_sigma=3.0, head_sigma=1.0)
+    joint = LossRules(anchors, PROPOSALS, rois, rpn_sigma=3.0, head_sigma=1.0)
     for name, value in changes.items():
-        if name in JointRules._fields:
+        if name in LossRules._fields:
             joint = joint._replace(**{name: value})
         elif name.startswith("roi_"):
             joint = joint._replace(rois=joint.rois._replace(**{name.removeprefix("roi_"): value}))
@@ -94,6 +94,8 @@ def batch(
         labels=labels,
         boxes_valid=labels > 0,
         boxes_ignored=torch.zeros(count, slots, dtype=torch.bool),
+        proposals=torch.zeros(count, 0, 4),
+        proposals_valid=torch.zeros(count, 0, dtype=torch.bool),
         image_index=torch.arange(count),
         seed=torch.arange(count) + 1000 * seed + 7,
     )

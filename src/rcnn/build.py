@@ -1,13 +1,16 @@
 """The composition root: turns a recipe into models, sets, loaders and steps. The sole reader of the configuration."""
 
 import json
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,56 +18,35 @@ from rcnn.config import Data, Eval, Model, Recipe, Train, recipe_from_dict, reci
 from rcnn.data.canvases import measure_limits
 from rcnn.data.loader import Loader
 from rcnn.data.open import open_dataset
+from rcnn.data.proposals import ProposalTable, open_proposals
 from rcnn.data.records import Dataset, RecordTable
 from rcnn.data.voc import VOC_CLASSES
+from rcnn.inference.device import choose_device, use_bf16
 from rcnn.inference.predictor import Predictor
-from rcnn.inference.step import DetectStep, place
+from rcnn.inference.step import DetectStep, ProposeStep, place
 from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
 from rcnn.models.heads import FCHead, Layer4Head, RoiHead, Stage4HeadV2
 from rcnn.models.resnet import ResNetC4
 from rcnn.models.resnet_v2 import ResNetV2C4
 from rcnn.models.rpn import RPN
 from rcnn.models.vgg import VGG16
-from rcnn.training.losses import JointRules, joint_loss
+from rcnn.training.losses import LossRules, fast_rcnn_loss, joint_loss, rpn_loss
+from rcnn.training.methods import UNTRAINED
 from rcnn.training.schedule import Schedule
 from rcnn.training.step import TrainStep, sgd
 from rcnn.training.targets import AnchorRules, RoiRules
 from rcnn.weights import safetensors
-from rcnn.weights.open import read_weights
+from rcnn.weights.classes import COCO_CLASSES, name_classes
+from rcnn.weights.open import Pixels, read_weights
 from rcnn.weights.pixels import PixelRange, match_pixels
 from rcnn.weights.transfer import TransferReport, load_into
 
+logger = logging.getLogger("rcnn.data")
 FORMAT = "rcnn-1"  # of the header of model.safetensors
-
-
-def choose_device(name: str) -> torch.device:
-    """The device by name; auto is CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: the name means nothing here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: {device.type} is not supported; use auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return device
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether convolutions run in bfloat16: `auto` asks whether the processor computes in it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+ONLY_RPN = (
+    "holds a region proposal network and no detector; use it with rcnn proposals, or join it with a Fast R-CNN that "
+    "shares its backbone: rcnn combine"
+)
 
 
 def check_values(recipe: Recipe) -> None:
@@ -81,6 +63,11 @@ def check_values(recipe: Recipe) -> None:
     for name in ("epochs", "lr", "save_every"):
         if not getattr(train, name) > 0:
             raise ValueError(f"--train.{name} {getattr(train, name)}: must be above 0")
+    if train.method == "fast_rcnn" and not recipe.data.train_proposals:
+        raise ValueError(
+            "--train.method fast_rcnn: wants the proposals of the training set, --data.train_proposals FILE; "
+            "rcnn proposals makes one"
+        )
     if train.compile and recipe.data.canvas == "exact":
         raise ValueError(
             "--data.canvas exact with --train.compile: a program for every size; use --data.canvas grouped"
@@ -106,6 +93,7 @@ def build_model(model: Model, rules: Eval, num_classes: int) -> FasterRCNN:
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
         offset=model.offset,
+        beyond=model.beyond,
         roi_op=model.roi_op,
         roi_size=model.roi_size,
         box_std=model.box_std,
@@ -135,10 +123,12 @@ def _build_head(model: Model, channels: int, num_classes: int) -> RoiHead:
 
 def _freeze(backbone: nn.Module, prefixes: tuple[str, ...]) -> None:
     names = [name for name, _ in backbone.named_parameters()]
+    if "all" in prefixes:
+        prefixes = ("",)
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             stages = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
-            raise ValueError(f"--model.frozen {prefix}: no such stage in this backbone; it has {stages}")
+            raise ValueError(f"--model.frozen {prefix}: no such stage in this backbone; it has {stages}; or all")
     for name, parameter in backbone.named_parameters():
         if name.startswith(prefixes):
             parameter.requires_grad_(False)
@@ -159,20 +149,52 @@ def open_set(
     return open_dataset(data.format, data.root, image_set, chosen, offset, data.strict, pictures)
 
 
-def build_train_loader(recipe: Recipe, dataset: Dataset) -> Loader:
+def open_given_proposals(recipe: Recipe, dataset: Dataset, files: str) -> ProposalTable:
+    """The best proposals of every image of the set from the user's files, in the recipe's convention of boxes."""
+    table = open_proposals(files, dataset, offset=recipe.model.offset).limit(recipe.data.max_proposals)
+    if table.num_dropped:
+        logger.warning(
+            "%s: left out %d proposals after the best %d of an image; --data.max_proposals takes more",
+            files, table.num_dropped, recipe.data.max_proposals,
+        )  # fmt: skip
+    return table
+
+
+def test_proposals(path: Path, recipe: Recipe, dataset: Dataset) -> ProposalTable | None:
+    """The proposals in which the model of `path` is to be tested; None: its own RPN makes them.
+
+    Raises:
+        ValueError: it has no RPN and no file is named, or it has nothing but the RPN.
+    """
+    if recipe.train.method == "rpn":
+        raise ValueError(f"{path}: {ONLY_RPN}")
+    if recipe.data.test_proposals:
+        return open_given_proposals(recipe, dataset, recipe.data.test_proposals)
+    if recipe.train.method == "fast_rcnn":
+        raise ValueError(
+            f"{path}: is a Fast R-CNN, which has no RPN; give proposals of {recipe.data.test}, "
+            f"--data.test_proposals FILE (rcnn proposals makes one)"
+        )
+    return None
+
+
+def build_train_loader(recipe: Recipe, dataset: Dataset, proposals: ProposalTable | None = None) -> Loader:
     """Shuffled, flipped batches of the training set."""
     data, train = recipe.data, recipe.train
     flip = "none" if not data.flip else "both" if train.epoch_of_flips else "random"
-    return _build_loader(recipe, dataset, batch=train.batch, flip=flip, shuffle=True)
+    return _build_loader(recipe, dataset, proposals, batch=train.batch, flip=flip, shuffle=True)
 
 
-def build_test_loader(recipe: Recipe, dataset: Dataset) -> Loader:
+def build_test_loader(recipe: Recipe, dataset: Dataset, proposals: ProposalTable | None = None) -> Loader:
     """Every image once, in order of canvas."""
-    return _build_loader(recipe, dataset, batch=recipe.eval.batch, flip="none", shuffle=False)
+    return _build_loader(recipe, dataset, proposals, batch=recipe.eval.batch, flip="none", shuffle=False)
 
 
-def _build_loader(recipe: Recipe, dataset: Dataset, *, batch: int, flip: Any, shuffle: bool) -> Loader:
+def _build_loader(
+    recipe: Recipe, dataset: Dataset, proposals: ProposalTable | None, *, batch: int, flip: Any, shuffle: bool
+) -> Loader:
     data = recipe.data
+    sides = data.train_sides if shuffle else ()
     limits = measure_limits(
         dataset,
         short=data.short_side,
@@ -180,10 +202,15 @@ def _build_loader(recipe: Recipe, dataset: Dataset, *, batch: int, flip: Any, sh
         multiple=data.canvas_multiple,
         max_boxes=data.max_boxes,
         canvas=data.canvas,
+        sides=sides,
     )
+    if proposals is not None:
+        limits = limits._replace(proposals=max(1, int(proposals.num_boxes.max(initial=0))))
     return Loader(
         dataset,
         limits,
+        sides=sides,
+        proposals=proposals,
         batch=batch,
         short=data.short_side,
         long=data.long_side,
@@ -195,9 +222,9 @@ def _build_loader(recipe: Recipe, dataset: Dataset, *, batch: int, flip: Any, sh
     )
 
 
-def build_rules(train: Train) -> JointRules:
-    """The values of the joint loss."""
-    return JointRules(
+def build_rules(train: Train) -> LossRules:
+    """The values of the losses."""
+    return LossRules(
         anchors=AnchorRules(
             train.rpn_rois,
             train.rpn_positive_share,
@@ -217,11 +244,16 @@ def build_rules(train: Train) -> JointRules:
 
 
 def build_train_step(train: Train, model: FasterRCNN, device: torch.device) -> TrainStep:
-    """The model on its device in training, with loss and optimiser."""
+    """The model on its device in training, with loss and optimiser; what the method leaves out is frozen."""
     model = place(model, device).train()
+    assert train.method in UNTRAINED, "alternate training is made of phases"
+    for name, parameter in model.named_parameters():
+        if name.startswith(UNTRAINED[train.method]):
+            parameter.requires_grad_(False)
+    losses = {"joint": joint_loss, "rpn": rpn_loss, "fast_rcnn": fast_rcnn_loss}
     return TrainStep(
         model,
-        partial(joint_loss, rules=build_rules(train)),
+        partial(losses[train.method], rules=build_rules(train)),
         sgd(model, momentum=train.momentum, weight_decay=train.weight_decay),
         clip=train.clip,
         bf16=use_bf16(train.precision, device),
@@ -246,52 +278,62 @@ def build_detect_step(rules: Eval, model: FasterRCNN, device: torch.device) -> D
     return DetectStep(model, device=device, bf16=use_bf16(rules.precision, device))
 
 
+def build_propose_step(rules: Eval, model: FasterRCNN, device: torch.device) -> ProposeStep:
+    """Backbone and RPN on their device, ready to write proposals of batches to a file."""
+    dump = ProposalRules(rules.dump_pre_nms, rules.dump_post_nms, rules.rpn_nms, rules.rpn_min_size)
+    return ProposeStep(model, dump, device=device, bf16=use_bf16(rules.precision, device))
+
+
 def save_model(path: Path, model: FasterRCNN, recipe: Recipe, classes: tuple[str, ...]) -> None:
-    """Write weights with all that is needed to use them: recipe, class names, conventions."""
+    """Write what was trained with all that is needed to use it: recipe, class names, conventions."""
     header = {
         "format": FORMAT,
         "recipe": json.dumps(recipe_to_dict(recipe)),
         "classes": json.dumps(classes),
         "conventions": f"boxes x1 y1 x2 y2, offset {recipe.model.offset:g}; label 0 background, 1..{len(classes)}; RGB",
     }
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    left_out = UNTRAINED.get(recipe.train.method, ())
+    tensors = {name: x.contiguous() for name, x in model.state_dict().items() if not name.startswith(left_out)}
     safetensors.save(path, tensors, header)
 
 
-def convert(source: Path, out: Path, recipe: Recipe, classes: tuple[str, ...]) -> str:
+def convert(source: Path, out: Path, recipe: Recipe, classes: tuple[str, ...], pixels: Pixels = "auto") -> str:
     """Write weights of another program as ours: a model if the file holds a detector, else a backbone's weights.
 
+    A detector keeps its own input range and conventions; weights of a backbone are matched to the recipe's range.
+
     Returns:
-        The table of what was kept, initialised and skipped.
+        The table of what was kept, initialised and skipped, and what the network takes.
 
     Raises:
         ValueError: the file is not the recipe's network, or the class names do not fit it.
     """
-    tensors, origin = read_weights(source, recipe.model.backbone)
-    pixels = PixelRange(recipe.model.pixel_mean, recipe.model.pixel_std)
-    tensors = match_pixels(tensors, origin.pixels, pixels)
-    rows = tensors.get("head.cls_score.weight")
-    names = _names_of(len(rows) - 1, classes or origin.classes, source) if rows is not None else ("object",)
+    tensors, origin = read_weights(source, recipe.model.backbone, pixels)
+    rows, names = tensors.get("head.cls_score.weight"), ("object",)
+    if rows is None:
+        tensors = match_pixels(tensors, origin.pixels, PixelRange(recipe.model.pixel_mean, recipe.model.pixel_std))
+    else:
+        names, known = classes or origin.classes, (VOC_CLASSES, COCO_CLASSES)
+        names = name_classes(len(rows) - 1 if rows.dim() else 0, names, known=known, source=source)
+        most = {"max_detections": recipe.eval.rpn_post_nms * len(names)} if origin.keeps_all else {}
+        recipe = replace(
+            recipe,
+            data=replace(recipe.data, classes=names, canvas="exact"),  # old programs test without padding
+            model=replace(recipe.model, **origin.model_fields()),
+            eval=replace(recipe.eval, **most),
+        )
     model = build_model(recipe.model, recipe.eval, len(names))
     report = load_into(model, tensors, source=str(origin))
     if rows is None:
         kept = {line.name for line in report.kept}
         header = {"format": "rcnn-backbone-1", "recipe": json.dumps(recipe_to_dict(recipe))}
         safetensors.save(out, {name: x.contiguous() for name, x in model.state_dict().items() if name in kept}, header)
-    elif report.initialised:
+    elif any(not line.name.startswith(UNTRAINED.get(recipe.train.method, ())) for line in report.initialised):
         raise ValueError(f"{source}: is no whole detector of this recipe\n{report.format()}")
     else:
-        data = replace(recipe.data, classes=names, canvas="exact")  # old programs test without padding
-        save_model(out, model, replace(recipe, data=data), names)
-    return report.format()
-
-
-def _names_of(count: int, names: tuple[str, ...], source: Path) -> tuple[str, ...]:
-    if not names and count == len(VOC_CLASSES):
-        return VOC_CLASSES
-    if len(names) != count:
-        raise ValueError(f"{source}: knows {count} classes, {len(names)} names are given; name each with --classes")
-    return names
+        save_model(out, model, recipe, names)
+    pixel_range = PixelRange(recipe.model.pixel_mean, recipe.model.pixel_std)
+    return f"{report.format()}\ninput: {pixel_range}{'' if rows is None else origin.told()}"
 
 
 def model_path(path: str | PathLike[str]) -> Path:
@@ -316,11 +358,12 @@ def read_model_header(path: Path) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def load_model(path: Path, recipe: Recipe, num_classes: int) -> FasterRCNN:
-    """The detector with the weights of one of our own files, all of them and nothing else."""
+    """The detector with the weights of one of our own files: all that its method trains and nothing else."""
     tensors, _ = safetensors.load(path)
     model = build_model(recipe.model, recipe.eval, num_classes)
     report = load_into(model, tensors, source=str(path))
-    if report.initialised or report.skipped:
+    left_out = UNTRAINED.get(recipe.train.method, ())
+    if report.skipped or not all(line.name.startswith(left_out) for line in report.initialised):
         raise ValueError(f"{path}: does not fit the recipe in its own header\n{report.format()}")
     return model
 
@@ -329,6 +372,8 @@ def load(path: str | PathLike[str], device: str = "auto", *, threshold: float = 
     """A detector for pictures from a `model.safetensors` or a run directory."""
     file = model_path(path)
     recipe, classes = read_model_header(file)
+    if recipe.train.method == "rpn":
+        raise ValueError(f"{file}: {ONLY_RPN}")
     model = load_model(file, recipe, len(classes))
     data = recipe.data
     return Predictor(
@@ -338,4 +383,17 @@ def load(path: str | PathLike[str], device: str = "auto", *, threshold: float = 
         long=data.long_side,
         multiple=1 if data.canvas == "exact" else data.canvas_multiple,
         threshold=threshold,
+        propose=_selective_search(recipe) if recipe.train.method == "fast_rcnn" else None,
     )
+
+
+def _selective_search(recipe: Recipe) -> Callable[[np.ndarray], np.ndarray]:
+    """How a Fast R-CNN, which has no RPN, finds regions in a picture of the user."""
+    from rcnn.data.selective_search import selective_search
+
+    def propose(image: np.ndarray) -> np.ndarray:
+        boxes = selective_search(image, mode="fast", most=recipe.data.max_proposals, seed=0)
+        boxes[:, 2:] += 1 - recipe.model.offset  # they are inclusive
+        return boxes
+
+    return propose

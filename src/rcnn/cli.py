@@ -7,8 +7,11 @@ VERBS = {
     "train": "train a detector: rcnn train RECIPE --data.root DIR",
     "test": "detect on a set and print the metrics: rcnn test MODEL --data.root DIR",
     "demo": "detect on pictures and draw the boxes: rcnn demo MODEL IMAGE...",
+    "proposals": "regions of a set to a file, by RPN or selective search, and their recall",
     "reeval": "metrics again from saved detections, without a model",
     "convert": "another program's weights to ours: rcnn convert SOURCE --out FILE.safetensors",
+    "combine": "an RPN and a Fast R-CNN of one backbone to one detector",
+    "download": "data sets and ImageNet weights, resumable and checked: rcnn download --list",
     "bench": "time inference and training on this machine",
     "quickstart": "the whole way on a small generated data set",
 }

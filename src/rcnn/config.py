@@ -25,12 +25,21 @@ class Data:
     """length in pixels to which the shorter side is resized"""
     long_side: int = 1000
     """limit on the longer side after resizing"""
+    train_sides: tuple[tuple[int, int], ...] = ()
+    """(short, long) sides of multi-scale training, one drawn for each batch; empty: short_side and long_side"""
     canvas: Literal["grouped", "exact"] = "grouped"
     """grouped: a few padded sizes measured on the data set; exact: each image's own size, batch 1"""
     canvas_multiple: int = 32
     """canvas sides are multiples of this many pixels"""
     max_boxes: int = 0
     """ground-truth slots per image; 0: as many as the fullest image needs"""
+    train_proposals: str = ""
+    """proposals of the training set for Fast R-CNN: .npz (rcnn proposals), .mat (selective search) or .pkl (mx-rcnn);
+    a file for each of the joined sets, joined by + as they are"""
+    test_proposals: str = ""
+    """the same of the test set; empty: the network's own RPN proposes"""
+    max_proposals: int = 2000
+    """proposals of a file that are used, the best of each image"""
     flip: bool = True
     """train on mirror images too"""
     strict: bool = False
@@ -53,8 +62,11 @@ class Model:
     """of the fc head"""
     offset: float = 1.0
     """1: inclusive pixel boxes (width = x2 - x1 + 1), as Caffe and MXNet models use; 0: continuous"""
-    roi_op: Literal["pool", "align"] = "pool"
-    """RoIPool (maximum over rounded bins) or RoIAlign (bilinear)"""
+    beyond: float = 0.0
+    """pixels that decoding adds to x2 and y2: 1 in models of py-faster-rcnn and of jwyang's program, else 0"""
+    roi_op: Literal["pool", "align", "align_legacy"] = "pool"
+    """RoIPool (maximum over rounded bins), RoIAlign (bilinear, 2 x 2 samples a bin), or its first version (half a cell
+    off, a sample for each cell of a bin), which old checkpoints have"""
     roi_size: int = 7
     """output side of the RoI operator"""
     rpn_channels: int = 512
@@ -72,7 +84,7 @@ class Model:
     box_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     """standard deviations by which the second stage's box targets are divided"""
     frozen: tuple[str, ...] = ("conv1", "conv2")
-    """parameters not trained: prefixes of stage names of the backbone"""
+    """parameters not trained: prefixes of stage names of the backbone; all: the whole backbone"""
     pretrained: str = ""
     """weights to start from: a .safetensors or .pth file; empty: random"""
 
@@ -81,8 +93,9 @@ class Model:
 class Train:
     """How the network is trained."""
 
-    method: Literal["joint"] = "joint"
-    """approximate joint training of RPN and Fast R-CNN (Ren et al. 2016, 3.2)"""
+    method: Literal["joint", "alternate", "rpn", "fast_rcnn"] = "joint"
+    """joint: RPN and Fast R-CNN at once (Ren et al. 2016, 3.2, approximate); alternate: in four phases (4-step);
+    rpn: the region proposal network alone; fast_rcnn: the second stage alone, in --data.train_proposals"""
     epochs: float = 10.0
     """passes over the set; a pass holds every image twice when epoch_of_flips is on"""
     batch: int = 1
@@ -149,6 +162,16 @@ class Train:
     """of the RPN's smooth L1"""
     head_sigma: float = 1.0
     """of the second stage's smooth L1"""
+    fast_epochs: float = 0.0
+    """epochs of the Fast R-CNN phases of alternate training; 0: as epochs"""
+    fast_lr: float = 0.0
+    """learning rate of these phases; 0: as lr"""
+    fast_lr_steps: tuple[float, ...] = ()
+    """epochs at which it drops in these phases; empty: as lr_steps"""
+    fast_batch: int = 0
+    """images per process and step in these phases; 0: as batch"""
+    fast_rois: int = 0
+    """RoIs sampled per image in these phases; 0: as rois"""
     seed: int = 0
     """of initial weights, order and sampling"""
     log_every: int = 20
@@ -171,6 +194,10 @@ class Eval:
     """IoU above which the weaker proposal goes"""
     rpn_min_size: float = 16.0
     """smallest side of a proposal, in original pixels"""
+    dump_pre_nms: int = 20000
+    """best anchors kept before NMS when proposals are written to a file"""
+    dump_post_nms: int = 2000
+    """proposals of an image written to a file"""
     nms: float = 0.3
     """IoU above which the weaker detection of a class goes"""
     score: float = 0.001

@@ -20,6 +20,8 @@ class Batch(NamedTuple):
     labels: Int64[Tensor, "B G"]  # 1..C, 0 in padding
     boxes_valid: Bool[Tensor, "B G"]  # ground truth to train on
     boxes_ignored: Bool[Tensor, "B G"]  # difficult or crowd: neither object nor background
+    proposals: Float32[Tensor, "B P 4"]  # from a file; P = 0 where the RPN makes them
+    proposals_valid: Bool[Tensor, "B P"]
     image_index: Int64[Tensor, "B"]  # position in the data set
     seed: Int64[Tensor, "B"]  # of this image in this epoch; all random sampling derives from it
 
@@ -79,3 +81,4 @@ class Limits(NamedTuple):
 
     ground_truth: int  # G
     canvases: tuple[Canvas, ...]  # () = every image on a canvas of its own size ("exact")
+    proposals: int = 0  # P, of proposals that come from a file

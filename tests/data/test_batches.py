@@ -7,6 +7,7 @@ import pytest
 
 from rcnn.data.batches import BatchMaker
 from rcnn.data.epoch import Item
+from rcnn.data.proposals import ProposalTable
 from rcnn.data.records import RecordTable
 from rcnn.structures import Canvas, Limits
 
@@ -15,7 +16,7 @@ CANVASES = (Canvas(32, 64), Canvas(64, 32))
 
 
 def maker(table: RecordTable, canvases: tuple[Canvas, ...] = CANVASES, **options: Any) -> BatchMaker:
-    given = {"short": 30, "long": 60, "offset": 1.0, "on_bad_image": "error", **options}
+    given = {"sides": ((30, 60),), "offset": 1.0, "proposals": None, "on_bad_image": "error", **options}
     return BatchMaker(table, Limits(5, canvases), **given)
 
 
@@ -79,3 +80,25 @@ def test_a_picture_that_changed_is_told(make_table: MakeTable, picture: Callable
     table = make_table([(15, 20)])
     picture(Path(table[0].path), 20, 15)
     assert "0.png: is 15x20 but the data set says 20x15" in maker(table).__getitems__([item(0)]).problems[0]
+
+
+def test_proposals_move_with_their_picture(make_table: MakeTable) -> None:
+    table = make_table([(15, 20)] * 2)
+    boxes = [np.array([[1, 2, 9, 8], [0, 0, 19, 14]], np.float32), np.zeros((0, 4), np.float32)]
+    proposals = ProposalTable.from_arrays(boxes, None, offset=1.0)
+    limits = Limits(5, CANVASES, proposals=3)
+    made = BatchMaker(table, limits, sides=((30, 60),), offset=1.0, proposals=proposals, on_bad_image="error")
+    batch, _ = made.__getitems__([item(0), item(0, flip=True), item(1), item(-1)])
+    assert batch is not None and batch.proposals.shape == (4, 3, 4)
+    assert batch.proposals[0].tolist() == [[2, 4, 18, 16], [0, 0, 38, 28], [0, 0, 0, 0]]
+    assert batch.proposals[1].tolist() == [[20, 4, 36, 16], [0, 0, 38, 28], [0, 0, 0, 0]]
+    assert batch.proposals_valid.tolist() == [[True, True, False], [True, True, False], [False] * 3, [False] * 3]
+
+
+def test_a_canvas_says_at_which_sides_its_pictures_are_resized(make_table: MakeTable) -> None:
+    table = make_table([(15, 20)])
+    canvases = (Canvas(32, 64), Canvas(64, 32), Canvas(48, 64), Canvas(64, 48))
+    batch, _ = maker(table, canvases, sides=((30, 60), (45, 90))).__getitems__([item(0, canvas=2)])
+    assert batch is not None and batch.scale.tolist() == [3] and batch.image_size.tolist() == [[45, 60]]
+    exact, _ = maker(table, (), sides=((30, 60), (45, 90))).__getitems__([item(0, canvas=1)])
+    assert exact is not None and exact.images.shape == (1, 45, 60, 3)

@@ -90,3 +90,19 @@ def test_real_sizes(shared: Path, canvas) -> None:
     limits = measure_limits(table, short=600, long=1000, multiple=32, canvas=canvas)
     assert limits.ground_truth == table.num_boxes.max()
     assert len(limits.canvases) == (6 if canvas == "grouped" else 0)
+
+
+@given(SIZES)
+def test_several_sides_keep_the_groups_of_the_first(sizes: list[tuple[int, int]]) -> None:
+    sides = ((600, 1000), (480, 800), (704, 1200))
+    base, limits = measure(sizes).canvases, measure(sizes, sides=sides).canvases
+    assert limits[: len(base)] == base and len(limits) == 3 * len(base)
+    group = choose_canvases(np.array(sizes), base, short=600, long=1000)
+    for i, (short, long) in enumerate(sides):
+        placed = resized_sizes(np.array(sizes), resize_scales(np.array(sizes), short=short, long=long))
+        assert (placed <= np.array(limits[i * len(base) :])[group]).all()
+
+
+def test_one_side_alone_is_no_multi_scale() -> None:
+    assert measure([(375, 500)], sides=((600, 1000),)) == measure([(375, 500)])
+    assert measure([(375, 500)], sides=((600, 1000), (300, 500)), canvas="exact") == Limits(3, ())

@@ -106,3 +106,18 @@ def test_hashes_are_spread() -> None:
     assert (numbers >= 0).all() and len(np.unique(numbers)) == 4096
     bits = (numbers[:, None] >> np.arange(63) & 1).mean(0)
     assert ((bits > 0.4) & (bits < 0.6)).all()
+
+
+@given(CANVASES, st.integers(1, 4), st.integers(1, 3))
+def test_scales_move_whole_steps_and_nothing_else(canvas_of: np.ndarray, scales: int, world: int) -> None:
+    one = plan(canvas_of, groups=4, world=world)
+    several = plan(canvas_of, scales=scales, groups=4, world=world)
+    assert np.array_equal(several.canvas % 4, one.canvas) and several.canvas.max() < 4 * scales
+    assert equal(several._replace(canvas=one.canvas), one)
+    assert all(np.array_equal(plan(canvas_of, scales=scales, groups=4, world=world, rank=r).canvas, several.canvas)
+               for r in range(world))  # fmt: skip
+
+
+def test_all_scales_are_drawn_evenly() -> None:
+    canvas = plan(np.zeros(4000, np.int64), scales=4, groups=1).canvas
+    assert np.abs(np.bincount(canvas, minlength=4) - 250).max() < 60

@@ -7,8 +7,8 @@ import torch
 
 from rcnn.data.loader import Loader
 from rcnn.data.records import Record, RecordTable
-from rcnn.inference.collect import collect, original_detections
-from rcnn.inference.step import DetectStep
+from rcnn.inference.collect import collect, collect_proposals, original_detections
+from rcnn.inference.step import DetectStep, ProposeStep
 from rcnn.structures import Canvas, Detections, Limits
 from tests import tiny
 
@@ -79,3 +79,20 @@ def test_every_picture_comes_once_whatever_the_batch(tmp_path: Path) -> None:
         assert len(found.boxes) and (found.boxes >= 0).all()
         assert (found.boxes[:, 2:] <= [width - 1, height - 1]).all()
         assert np.allclose(found.scores, together[name].scores, atol=1e-4)
+
+
+def test_proposals_of_every_picture_come_once_in_its_own_pixels(tmp_path: Path) -> None:
+    sizes = [(128, 192), (60, 90), (96, 64)]
+    dataset = pictures(tmp_path, sizes)
+    limits = Limits(1, (Canvas(64, 96), Canvas(96, 64)))
+    loader = Loader(
+        dataset, limits, batch=2, short=64, long=96, offset=1.0, flip="none", shuffle=False, seed=0, workers=0
+    )
+    step = ProposeStep(tiny.detector(), tiny.PROPOSALS, device=torch.device("cpu"))
+    found = {regions.index: regions for regions in collect_proposals(step, loader, dataset)}
+    assert set(found) == {0, 1, 2}
+    for index, (height, width) in enumerate(sizes):
+        boxes, scores = found[index].boxes, found[index].scores
+        assert 0 < len(boxes) == len(scores) <= 24 and (np.diff(scores) <= 0).all()
+        assert (boxes >= 0).all() and (boxes[:, 2:] <= [width - 1, height - 1]).all()
+    assert found[0].boxes.max() > 100  # twice the canvas

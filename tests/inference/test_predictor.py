@@ -113,3 +113,17 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
         predictor()(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"missing\.jpg"):
         predictor()([str(tmp_path / "missing.jpg")])
+
+
+def test_a_detector_without_rpn_looks_into_the_regions_that_it_is_given() -> None:
+    model, image = tiny.detector(), picture(128, 192)
+    regions = np.array([[10, 20, 90, 100], [0, 0, 191, 127]], np.float32)
+    detector = predictor(model)
+    seen = []
+    detector.propose = lambda pixels: seen.append(pixels.shape) or regions
+    batch = detector._batch(image)
+    assert seen == [(128, 192, 3)] and batch.scale.item() == 0.5
+    assert batch.proposals[0].tolist() == (regions / 2).tolist() and batch.proposals_valid.all()
+    assert 0 < len(detector(image).boxes) <= 2 * len(CLASSES)
+    detector.propose = lambda pixels: regions[:0]
+    assert len(detector(image).boxes) == 0

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from rcnn.inference.step import DetectStep, compiled
+from rcnn.inference.step import DetectStep, ProposeStep, compiled
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.structures import Detections
 from tests import tiny
@@ -81,3 +81,34 @@ def test_there_may_be_more_canvases_than_pytorch_expects() -> None:
         assert program(torch.ones(width)).sum() == 2 * width
     assert counter.frame_count == 20
     assert compiled(twice, None) is twice
+
+
+def test_proposals_are_those_of_the_model_by_the_rules_given() -> None:
+    model, batch = trained(), tiny.batch()
+    found = ProposeStep(model, tiny.PROPOSALS._replace(post_nms=7), device=CPU)(batch)
+    with torch.no_grad():
+        rpn = model.rpn(model.features(batch.images, batch.image_size), batch.image_size)
+        expected = model.propose(rpn, batch.image_size, batch.scale, tiny.PROPOSALS)
+    assert found.boxes.shape == (2, 7, 4) and found.valid.all()
+    assert torch.equal(found.boxes, expected.boxes[:, :7]) and torch.equal(found.scores, expected.scores[:, :7])
+
+
+def test_proposals_of_the_batch_take_the_place_of_the_rpn() -> None:
+    model, batch = trained(), tiny.batch()
+    step = DetectStep(model, device=CPU)
+    given = ProposeStep(model, tiny.PROPOSALS, device=CPU)(batch)
+    own = step(batch)
+    assert close(own, step(batch._replace(proposals=given.boxes, proposals_valid=given.valid)), atol=1e-5)
+    none = step(batch._replace(proposals=given.boxes, proposals_valid=torch.zeros_like(given.valid)))
+    assert own.valid.any() and not none.valid.any()
+
+
+@pytest.mark.compile
+def test_proposing_is_one_program_for_any_picture() -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    step = ProposeStep(trained(), tiny.PROPOSALS, device=CPU, backend=counter)
+    for seed in range(3):
+        batch = tiny.batch(seed=seed)
+        assert torch.allclose(step(batch).boxes, ProposeStep(trained(), tiny.PROPOSALS, device=CPU)(batch).boxes)
+    assert counter.frame_count == 1

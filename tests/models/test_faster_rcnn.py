@@ -243,3 +243,32 @@ def test_forward_does_not_see_what_is_beside_the_picture() -> None:
 def test_the_stored_names_are_the_parts_and_no_constants() -> None:
     parts = {name.split(".")[0] for name in tiny.detector().state_dict()}
     assert parts == {"backbone", "rpn", "head"}
+
+
+# --- units of the box layer -----------------------------------------------------------------------------------------
+
+
+def test_other_units_of_the_box_layer_leave_what_the_model_computes() -> None:
+    model, batch = tiny.detector(), tiny.batch()
+    arguments = (batch.images, batch.image_size, batch.scale)
+    model.head.bbox_pred.weight.data.normal_(std=0.1)
+    before = model(*arguments)
+    mean = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) * 0.1
+    std = torch.linspace(0.05, 0.5, 16).view(4, 4)
+    weight = model.head.bbox_pred.weight.clone()
+    model.change_box_units(mean, std)
+    assert torch.equal(model.box_mean, mean) and not torch.allclose(weight, model.head.bbox_pred.weight)
+    for a, b in zip(before, model(*arguments), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+    model.change_box_units(torch.zeros(4, 4), BOX_STD.repeat(4, 1))
+    torch.testing.assert_close(weight, model.head.bbox_pred.weight)
+
+
+def test_given_proposals_take_the_place_of_the_rpn() -> None:
+    model, batch = tiny.detector(), tiny.batch()
+    arguments = (batch.images, batch.image_size, batch.scale)
+    features = model.features(batch.images, batch.image_size)
+    own = model.propose(model.rpn(features, batch.image_size), batch.image_size, batch.scale, model.proposal_rules)
+    assert all(map(torch.equal, model(*arguments, own), model(*arguments)))
+    one = Proposals(*(x[:, :1] for x in own))
+    assert model(*arguments, one).boxes.shape == (2, 3, 4)

@@ -115,3 +115,9 @@ def test_encode_of_padding_is_finite(offset: float) -> None:
     none, box = torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 30.0, 40.0]])
     for source, target in ((none, none), (none, box), (box, none)):
         assert encode(source, target, offset=offset).isfinite().all()
+
+
+def test_what_is_added_beyond_moves_the_far_corner_alone() -> None:
+    box, delta = torch.tensor([[10.0, 20.0, 29.0, 59.0]]), torch.tensor([[0.1, 0.0, 0.0, 0.2]])
+    plain, moved = decode(box, delta, offset=1.0), decode(box, delta, offset=1.0, beyond=1.0)
+    assert torch.equal(moved - plain, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))

@@ -78,6 +78,8 @@ def test_anchor_labels(golden: Golden) -> None:
         labels=(objects[:, 4].long() * valid[0])[None],
         boxes_valid=valid,
         boxes_ignored=torch.zeros_like(valid),
+        proposals=torch.zeros(1, 0, 4),
+        proposals_valid=torch.zeros(1, 0, dtype=torch.bool),
         image_index=none,
         seed=none,
     )
@@ -116,6 +118,6 @@ def _propose(golden: Golden, case: str, rules: ProposalRules) -> tuple[torch.Ten
     rpn = rpn._replace(logits=logits, deltas=deltas.permute(1, 2, 0).reshape(1, -1, 4))
     model = FasterRCNN.__new__(FasterRCNN)
     torch.nn.Module.__init__(model)
-    model.offset = MODELS["vgg16"].offset
+    model.offset, model.beyond = MODELS["vgg16"].offset, 0.0
     proposals = model.propose(rpn, size, info[2:], rules)
     return proposals.boxes[0][proposals.valid[0]], proposals.scores[0][proposals.valid[0]]

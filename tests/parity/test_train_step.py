@@ -11,7 +11,7 @@ import torch
 from rcnn.data.transforms import resize_to_canvas
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.structures import AnchorTargets, Canvas, RoiTargets
-from rcnn.training.losses import fast_rcnn_loss, rpn_loss
+from rcnn.training.losses import head_terms, rpn_terms
 from rcnn.weights.mxnet import RENAME
 from tests.parity.golden import golden_model, he_params
 
@@ -58,9 +58,9 @@ def _losses(model, shared: Path, golden) -> dict[str, torch.Tensor]:
     labels = torch.from_numpy(golden["rpn_labels"])[None]
     deltas = torch.zeros(1, len(rpn.anchors), 4)
     deltas[0, torch.from_numpy(golden["rpn_fg"])] = torch.from_numpy(golden["rpn_fg_targets"])
-    losses = rpn_loss(rpn, AnchorTargets(labels == 1, labels >= 0, deltas), count=BATCH_ANCHORS, sigma=3)
+    losses = rpn_terms(rpn, AnchorTargets(labels == 1, labels >= 0, deltas), count=BATCH_ANCHORS, sigma=3)
     boxes = torch.from_numpy(golden["rois"][:, 1:])[None]
     classes = torch.from_numpy(golden["labels"]).long()[None]
     targets = torch.from_numpy(golden["bbox_targets"])[None]
     rois = RoiTargets(boxes, classes, targets, torch.ones_like(classes, dtype=torch.bool))
-    return losses | fast_rcnn_loss(*model.classify(features, boxes), rois, sigma=1)
+    return losses | head_terms(*model.classify(features, boxes), rois, sigma=1)

@@ -90,3 +90,15 @@ def test_rewinding_drops_what_a_resumed_run_writes_again_and_a_torn_line(tmp_pat
         file.write('{"step": 6, "ep')
     log.rewind(3)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(before[:3])
+
+
+def test_what_a_phase_does_not_train_is_null_and_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, head = log_of(tmp_path, every=1), ("loss", "head_cls", "head_box", "head_accuracy")
+    log.add(1, 0.5, 0.1, {name: torch.tensor(0.25) for name in head}, tiny.batch())
+    (row,) = lines(tmp_path)
+    assert {name: row[name] for name in SCALARS} == {name: 0.25 if name in head else None for name in SCALARS}
+    told = capsys.readouterr().err
+    assert "(head 0.250 + 0.250, right 25.0%)" in told and "rpn" not in told
+    with pytest.raises(NonFiniteLossError) as error:
+        log.add(2, 1.0, 0.1, {name: torch.tensor(float("nan")) for name in head}, tiny.batch())
+    assert "head_cls nan" in str(error.value) and "rpn" not in str(error.value)

@@ -68,16 +68,14 @@ def loader_of(dataset: RecordTable, workers: int = 0) -> Loader:
     )
 
 
-def run(
-    folder: Path, dataset: RecordTable, step: Step, *, resume: bool = False, workers: int = 0, **changes: int
-) -> Step:
+def run(folder: Path, dataset: RecordTable, step: Step, *, workers: int = 0, **changes: int) -> Step:
     options = {"save_every": 3, "keep": 2, "every": 1, "total": TOTAL} | changes
     log = Log(folder / "metrics.jsonl", every=options["every"], total=options["total"], name_image=lambda i: f"{i}.png")
     loader = loader_of(dataset, workers)
     schedule = SCHEDULE._replace(total=options["total"])
     kept = {key: options[key] for key in ("save_every", "keep")}
     try:
-        train(step, loader, schedule, log, folder=folder / "checkpoints", resume=resume, **kept)
+        train(step, loader, schedule, log, folder=folder / "checkpoints", **kept)
     finally:
         loader.close()
     return step
@@ -162,7 +160,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same_bit_for_bit(
     assert steps_saved(tmp_path)[-1] == at
     other = fresh(seed=99)  # other weights and other random numbers, which the checkpoint must replace
     torch.manual_seed(77)
-    resumed = run(tmp_path, dataset, other, resume=True)
+    resumed = run(tmp_path, dataset, other)
     assert len(resumed.rates) == TOTAL - at
     assert same(whole[1], resumed)
     assert lines(whole[0]) == lines(tmp_path)
@@ -176,7 +174,7 @@ def test_a_crash_loses_what_came_after_the_checkpoint_and_nothing_else(
     assert steps_saved(tmp_path) == [3]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "epo')  # the line that was being written
-    resumed = run(tmp_path, dataset, fresh(seed=99), resume=True)
+    resumed = run(tmp_path, dataset, fresh(seed=99))
     assert same(whole[1], resumed)
     assert lines(whole[0]) == lines(tmp_path)
 
@@ -184,7 +182,7 @@ def test_a_crash_loses_what_came_after_the_checkpoint_and_nothing_else(
 def test_worker_processes_change_nothing(tmp_path: Path, whole: tuple[Path, Step], dataset: RecordTable) -> None:
     with pytest.raises(StoppedError):
         run(tmp_path, dataset, fresh(at=3, happens=kill(signal.SIGTERM)), workers=1)
-    assert same(whole[1], run(tmp_path, dataset, fresh(seed=99), resume=True, workers=1))
+    assert same(whole[1], run(tmp_path, dataset, fresh(seed=99), workers=1))
 
 
 def test_a_signal_to_the_group_does_not_reach_the_workers(tmp_path: Path, dataset: RecordTable) -> None:
@@ -198,20 +196,20 @@ def test_a_signal_to_the_group_does_not_reach_the_workers(tmp_path: Path, datase
 
 
 def test_resuming_without_a_checkpoint_begins(tmp_path: Path, dataset: RecordTable) -> None:
-    assert len(run(tmp_path, dataset, fresh(), resume=True).rates) == TOTAL
+    assert len(run(tmp_path, dataset, fresh()).rates) == TOTAL
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path: Path, dataset: RecordTable) -> None:
     step = run(tmp_path, dataset, fresh())
     before = lines(tmp_path)
-    again = run(tmp_path, dataset, fresh(seed=99), resume=True)
+    again = run(tmp_path, dataset, fresh(seed=99))
     assert again.rates == [] and same(step, again)
     assert lines(tmp_path) == before
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path, dataset: RecordTable) -> None:
     run(tmp_path, dataset, fresh())
-    assert len(run(tmp_path, dataset, fresh(), resume=True, total=8).rates) == 2
+    assert len(run(tmp_path, dataset, fresh(), total=8).rates) == 2
     assert [row["step"] for row in lines(tmp_path)] == list(range(1, 9))
 
 
@@ -246,4 +244,4 @@ def test_a_full_disk_ends_the_run_and_keeps_the_older_checkpoint(
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, dataset: RecordTable) -> None:
     run(tmp_path, dataset, fresh())
     with pytest.raises(ValueError, match=r"checkpoints, step 6: .*another network.*head\.bbox_pred"):
-        run(tmp_path, dataset, Step(tiny.detector(classes=5)), resume=True)
+        run(tmp_path, dataset, Step(tiny.detector(classes=5)))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcnn.structures import AnchorTargets, Batch, RoiTargets, RpnOutput
-from rcnn.training.losses import fast_rcnn_loss, joint_loss, rpn_loss, smooth_l1
+from rcnn.training.losses import fast_rcnn_loss, head_terms, joint_loss, rpn_loss, rpn_terms, smooth_l1
 from tests import tiny
 
 LOSSES = ("rpn_cls", "rpn_box", "head_cls", "head_box")
@@ -36,7 +36,7 @@ def test_definition_of_the_rpns_losses() -> None:
     rpn = RpnOutput(logits, deltas, torch.zeros(4, 4), torch.ones(1, 4, dtype=torch.bool))
     positive = torch.tensor([[True, False, False, False]])
     chosen = torch.tensor([[True, True, True, False]])
-    found = rpn_loss(rpn, AnchorTargets(positive, chosen, torch.zeros(1, 4, 4)), count=256, sigma=1.0)
+    found = rpn_terms(rpn, AnchorTargets(positive, chosen, torch.zeros(1, 4, 4)), count=256, sigma=1.0)
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(0.5))) / 3
     assert found["rpn_cls"].item() == pytest.approx(expected, rel=1e-5)
     assert found["rpn_box"].item() == pytest.approx(1.5 / 256, rel=1e-5)
@@ -49,7 +49,7 @@ def test_the_rpns_logit_is_a_softmax_over_two() -> None:
     rpn = RpnOutput(pair[..., 1] - pair[..., 0], torch.zeros(1, 50, 4), torch.zeros(50, 4), positive)
     targets = AnchorTargets(positive, torch.ones_like(positive), torch.zeros(1, 50, 4))
     expected = F.cross_entropy(pair[0], positive[0].long())
-    assert torch.allclose(rpn_loss(rpn, targets, count=1, sigma=1.0)["rpn_cls"], expected)
+    assert torch.allclose(rpn_terms(rpn, targets, count=1, sigma=1.0)["rpn_cls"], expected)
 
 
 def test_definition_of_the_heads_losses() -> None:
@@ -58,9 +58,7 @@ def test_definition_of_the_heads_losses() -> None:
     deltas[0, 0, 1] = torch.tensor([0.5, 0.0, 0.0, 3.0])
     labels = torch.tensor([[1, 0, 0]])
     valid = torch.tensor([[True, True, False]])
-    found = fast_rcnn_loss(
-        logits, deltas, RoiTargets(torch.zeros(1, 3, 4), labels, torch.zeros(1, 3, 4), valid), sigma=1
-    )
+    found = head_terms(logits, deltas, RoiTargets(torch.zeros(1, 3, 4), labels, torch.zeros(1, 3, 4), valid), sigma=1)
     expected = (-2 + math.log(2 + math.exp(2)) - 1 + math.log(2 + math.exp(1))) / 2
     assert found["head_cls"].item() == pytest.approx(expected, rel=1e-5)
     assert found["head_box"].item() == pytest.approx((0.125 + 2.5) / 2, rel=1e-5)
@@ -72,8 +70,8 @@ def test_what_stands_in_padding_has_no_weight_and_no_gradient() -> None:
     labels = torch.tensor([[1, 2, 0, 0, 1, 2]])
     valid = torch.arange(6)[None] < 4
     targets = RoiTargets(torch.zeros(1, 6, 4), labels, torch.randn(1, 6, 4), valid)
-    whole = fast_rcnn_loss(logits, deltas, targets, sigma=1.0)
-    cut = fast_rcnn_loss(logits[:, :4], deltas[:, :4], RoiTargets(*(x[:, :4] for x in targets)), sigma=1.0)
+    whole = head_terms(logits, deltas, targets, sigma=1.0)
+    cut = head_terms(logits[:, :4], deltas[:, :4], RoiTargets(*(x[:, :4] for x in targets)), sigma=1.0)
     assert all(torch.allclose(whole[name], cut[name]) for name in whole)
     (whole["head_cls"] + whole["head_box"]).backward()
     assert logits.grad is not None and deltas.grad is not None
@@ -179,3 +177,44 @@ def test_losses_are_float32_under_bf16_and_close() -> None:
     for name in LOSSES:
         assert found[name].dtype == torch.float32
         assert torch.allclose(found[name], expected[name], rtol=0.1, atol=0.02), name
+
+
+# --- each stage alone -----------------------------------------------------------------------------------------------
+
+
+def with_own_proposals(batch: Batch) -> Batch:
+    """The batch with the proposals that the joint loss would train the second stage on."""
+    model, rules = tiny.detector(), tiny.rules()
+    rpn = model.rpn(model.features(batch.images, batch.image_size), batch.image_size)
+    found = model.propose(rpn, batch.image_size, batch.scale, rules.proposals)
+    return batch._replace(proposals=found.boxes, proposals_valid=found.valid)
+
+
+def test_the_stages_alone_are_the_halves_of_the_joint_loss() -> None:
+    batch = with_own_proposals(tiny.batch(objects=(3, 2)))
+    joint = losses(batch)
+    rpn, head = (loss(tiny.detector(), batch, tiny.rules()) for loss in (rpn_loss, fast_rcnn_loss))
+    assert set(rpn) == {"loss", "rpn_cls", "rpn_box", "rpn_accuracy"}
+    assert set(head) == {"loss", "head_cls", "head_box", "head_accuracy"}
+    for name, value in (rpn | head).items():
+        if name != "loss":
+            assert torch.equal(value, joint[name]), name
+    assert torch.allclose(rpn["loss"] + head["loss"], joint["loss"])
+
+
+def test_a_stage_alone_leaves_the_other_without_gradient() -> None:
+    batch = with_own_proposals(tiny.batch(objects=(3, 2)))
+    for loss, other in ((rpn_loss, "head."), (fast_rcnn_loss, "rpn.")):
+        model = tiny.detector()
+        loss(model, batch, tiny.rules())["loss"].backward()
+        without = {name for name, p in model.named_parameters() if p.grad is None}
+        assert without == {name for name, _ in model.named_parameters() if name.startswith(other)}
+
+
+def test_fast_rcnn_without_a_proposal_or_an_object_is_finite() -> None:
+    batch = tiny.batch(objects=(0, 0))
+    batch = batch._replace(proposals=torch.zeros(2, 5, 4), proposals_valid=torch.zeros(2, 5, dtype=torch.bool))
+    model = tiny.detector()
+    found = fast_rcnn_loss(model, batch, tiny.rules())
+    found["loss"].backward()
+    assert found["loss"] == 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

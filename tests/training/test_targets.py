@@ -9,6 +9,7 @@ from tests import tiny
 
 RULES = tiny.rules()
 BOX_STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
+UNITS = {"box_mean": torch.zeros(5, 4), "box_std": BOX_STD.repeat(5, 1)}
 
 
 def rpn_of(anchors: Tensor, images: int, *, off: tuple[int, ...] = ()) -> RpnOutput:
@@ -134,7 +135,7 @@ def test_anchors_in_an_ignored_box_are_neither() -> None:
 
 def sample(boxes: Tensor, batch: Batch, *, count: int = 16, **changes: object) -> RoiTargets:
     rules = RULES.rois._replace(count=count, **changes)
-    return sample_rois(proposals_of(boxes), batch, rules, offset=1.0, box_std=BOX_STD)
+    return sample_rois(proposals_of(boxes), batch, rules, offset=1.0, **UNITS)
 
 
 def test_definition_of_sampled_rois() -> None:
@@ -161,7 +162,7 @@ def test_slots_are_no_more_than_candidates_and_empty_ones_are_invalid() -> None:
     targets = sample(boxes, batch, count=128)
     assert targets.boxes.shape == (1, 3, 4) and targets.valid.all()
     proposals = proposals_of(boxes)._replace(valid=torch.tensor([[True, False]]))
-    targets = sample_rois(proposals, batch, RULES.rois, offset=1.0, box_std=BOX_STD)
+    targets = sample_rois(proposals, batch, RULES.rois, offset=1.0, **UNITS)
     assert targets.valid[0].tolist() == [True, True, False] and targets.labels[0, 2] == 0
 
 
@@ -214,7 +215,7 @@ def test_nothing_at_all_leaves_every_slot_empty_and_finite() -> None:
     batch = objects()
     nothing = Proposals(torch.zeros(1, 20, 4), torch.zeros(1, 20), torch.zeros(1, 20, dtype=torch.bool))
     for offset in (0.0, 1.0):
-        targets = sample_rois(nothing, batch, RULES.rois, offset=offset, box_std=BOX_STD)
+        targets = sample_rois(nothing, batch, RULES.rois, offset=offset, **UNITS)
         assert not targets.valid.any() and not targets.labels.any()
         assert targets.boxes.isfinite().all() and targets.deltas.isfinite().all()
 

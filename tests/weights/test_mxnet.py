@@ -18,6 +18,7 @@ from rcnn.models.vgg import VGG16
 from rcnn.weights.mxnet import BFLOAT16, DTYPES, RENAME, RENAME_BACK, RESNET_PIXELS, V1, V2, V3, from_mxnet, read
 from rcnn.weights.open import read_weights
 from rcnn.weights.transfer import load_into
+from tests.weights.damage import assert_all_handled, assert_handled, damaged
 
 VERSIONS = (0, V1, V2, V3)  # 0: the format before versions
 FLAGS = {dtype: flag for flag, dtype in DTYPES.items() if flag != BFLOAT16}
@@ -114,6 +115,36 @@ def test_property_a_damaged_file_is_read_or_refused(
 
 
 @pytest.mark.parametrize(
+    ("file", "near"),
+    [
+        ("golden/mxnet19-0000.params", ()),
+        ("weights/mtcnn/det1-0001.params", (b"arg:conv1_weight", b"arg:conv4_2_weight")),
+        ("weights/mtcnn/det2-0001.params", (b"arg:conv1_weight", b"arg:conv4_weight")),
+    ],
+)
+def test_property_thousands_of_damaged_real_files_are_read_or_refused_in_bounded_memory(
+    shared: Path, tmp_path: Path, file: str, near: tuple[bytes, ...]
+) -> None:
+    content = (shared / file).read_bytes()
+    copies = damaged(content, 2000, seed=zlib.crc32(file.encode()), near=near)
+    assert 50 < assert_all_handled(lambda path: from_mxnet(read(path)), tmp_path, copies) < 1950  # both ways were taken
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<QQQ", 0x112, 0, 10**6) + bytes(12 * 10**6),  # a million arrays of no value, four bytes each
+        struct.pack("<QQQ", 0x112, 0, 8000) + bytes(12 * 8000),
+        struct.pack("<QQQI32Q3i", 0x112, 0, 1, V2, *[2**62] * 32, 1, 0, 0),
+        struct.pack("<QQQII3i", 0x112, 0, 1, 1, 2**32 - 1, 1, 0, 0),
+    ],
+    ids=["a million arrays", "many arrays", "endless sides", "a long side"],
+)
+def test_what_a_file_claims_costs_no_memory(tmp_path: Path, content: bytes) -> None:
+    assert not assert_handled(read, tmp_path / "a.params", content)
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "cannot be read"),
@@ -167,6 +198,14 @@ def test_definition_names() -> None:
     assert RENAME["bn_data_moving_var"] == "backbone.bn_data.running_var"
     assert RENAME["bn1_gamma"] == "head.bn1.weight"
     assert RENAME["bn0_beta"] == "backbone.bn0.bias"
+
+
+def test_vgg19_is_told_from_vgg16(tmp_path: Path) -> None:
+    layers = [f"conv{s}_{i}" for s, count in enumerate((2, 2, 4, 4, 4), 1) for i in range(1, count + 1)]
+    values = {f"arg:{layer}_weight": np.ones((2, 2, 3, 3), np.float32) for layer in layers}
+    path = write(tmp_path / "vgg19-0000.params", encode(values, 0))
+    with pytest.raises(ValueError, match=r"vgg19-0000\.params \(MXNet\): this file holds vgg19 \(conv5_4.*wants vgg16"):
+        read_weights(path, "vgg16")
 
 
 def test_property_renaming_is_one_to_one() -> None:

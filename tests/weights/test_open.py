@@ -9,6 +9,7 @@ from torch import nn
 from rcnn.models.heads import Layer4Head
 from rcnn.models.resnet import ResNetC4
 from rcnn.weights import safetensors, torchvision
+from rcnn.weights.mxnet import VGG_PIXELS
 from rcnn.weights.open import read_weights
 from rcnn.weights.pixels import PixelRange
 from rcnn.weights.transfer import load_into
@@ -156,3 +157,28 @@ def test_a_web_page_named_caffemodel_is_still_a_web_page(tmp_path: Path) -> None
     (tmp_path / "a.caffemodel").write_bytes(b"<html>404</html>")
     with pytest.raises(ValueError, match=r"a\.caffemodel: a web page"):
         read_weights(tmp_path / "a.caffemodel", "vgg16")
+
+
+def test_vgg16_caffe_takes_bgr_and_is_changed_to_rgb(tmp_path: Path) -> None:
+    tensors = {name: torch.rand(2, 3, 1, 1) for name in vgg16()}
+    layers = ("classifier.6.weight", "classifier.0.weight", "classifier.3.weight")
+    torch.save(tensors | {name: torch.ones(1, 1) for name in layers}, tmp_path / "vgg16_caffe.pth")
+    found, source = read_weights(tmp_path / "vgg16_caffe.pth", "vgg16")
+    assert source.pixels == VGG_PIXELS
+    assert torch.equal(found["backbone.conv1_1.weight"], tensors["features.0.weight"].flip(1))
+    assert torch.equal(found["backbone.conv1_2.weight"], tensors["features.2.weight"])
+
+
+@pytest.mark.parametrize("container", ["zip", "safetensors"])
+def test_detectors_that_are_not_read_are_named(tmp_path: Path, container: str) -> None:
+    tensors = {"backbone.body.conv1.weight": torch.ones(1), "roi_heads.box_predictor.cls_score.weight": torch.ones(1)}
+    path = tmp_path / "fasterrcnn_resnet50_fpn.pth"
+    torch.save(tensors, path) if container == "zip" else save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"fpn\.pth: this is a detector of torchvision \(backbone\.body\.conv1"):
+        read_weights(path, "resnet50")
+
+
+def test_a_file_that_knows_its_input_is_not_told_another(tmp_path: Path) -> None:
+    torch.save(vgg16(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth \(torchvision's names\): its input is known without --pixels caffe"):
+        read_weights(tmp_path / "a.pth", "vgg16", "caffe")

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn.weights.pixels import PixelRange, match_pixels
+from rcnn.weights.pixels import PixelRange, match_pixels, take_rgb
 
 TORCHVISION = PixelRange((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 MXNET = PixelRange((123.68, 116.779, 103.939))
@@ -64,3 +64,16 @@ def test_mxnet_resnets_are_refused_with_the_way_out() -> None:
     tensors = {"backbone.bn_data.weight": torch.ones(3)}
     with pytest.raises(ValueError, match=r"--model\.pixel_mean 0 0 0 --model\.pixel_std 1 1 1"):
         match_pixels(tensors, PixelRange((0.0, 0.0, 0.0)), TORCHVISION)
+
+
+@pytest.mark.parametrize(("network", "tensors"), [(vgg_like, VGG), (resnet_like, RESNET)])
+def test_property_a_network_for_bgr_computes_the_same_of_rgb(network, tensors) -> None:
+    image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    changed = take_rgb(tensors)
+    assert torch.allclose(network(image, changed), network(image.flip(1), tensors))
+    assert changed.keys() == tensors.keys()
+
+
+def test_a_range_in_words() -> None:
+    assert str(MXNET) == "RGB of 0 to 255 minus 123.68 116.779 103.939"
+    assert str(TORCHVISION) == "RGB of 0 to 255 minus 123.675 116.28 103.53, divided by 58.395 57.12 57.375"

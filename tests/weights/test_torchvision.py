@@ -1,28 +1,13 @@
-import pickle
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from rcnn.models.resnet import ResNetC4, make_layer
 from rcnn.models.vgg import VGG16
-from rcnn.weights.torchvision import CAFFE_PIXELS, PIXELS, pixel_range, read, rename
+from rcnn.weights.mxnet import VGG_PIXELS
+from rcnn.weights.torchvision import CAFFE_PIXELS, PIXELS, pixel_range, rename, takes_bgr
 
 VGG16_CHANNELS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-
-
-class RunsCode:
-    """An object whose pickle would write a file when read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 def torchvision_vgg16() -> nn.Module:
@@ -38,32 +23,6 @@ def torchvision_vgg16() -> nn.Module:
     model = nn.Module()
     model.features, model.classifier = nn.Sequential(*layers), nn.Sequential(*hidden, nn.Linear(4096, 1000))
     return model
-
-
-def write(path: Path, values: object, *, zipped: bool) -> Path:
-    torch.save(values, path, _use_new_zipfile_serialization=zipped)
-    return path
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
-def test_definition_a_state_dict_is_read_from_either_format(tmp_path: Path, zipped: bool, wrap) -> None:
-    state = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict()
-    tensors = read(write(tmp_path / "a.pth", wrap(state), zipped=zipped))
-    assert tensors.keys() == state.keys()
-    assert all(torch.equal(tensors[name], state[name]) for name in state)
-
-
-def test_data_parallel_prefix_is_taken_off(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.pth", {"module.conv1.weight": torch.ones(2), "module.fc.bias": torch.ones(1)}, zipped=True
-    )
-    assert read(path).keys() == {"conv1.weight", "fc.bias"}
-
-
-def test_parameters_become_plain_tensors(tmp_path: Path) -> None:
-    tensors = read(write(tmp_path / "a.pth", {"w": nn.Parameter(torch.ones(2))}, zipped=True))
-    assert not tensors["w"].requires_grad
 
 
 def test_definition_names_of_vgg16() -> None:
@@ -122,59 +81,15 @@ def test_pixel_range_of_the_weights_ported_from_caffe() -> None:
     assert [m / 255 for m in PIXELS.mean] == pytest.approx([0.485, 0.456, 0.406])
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_file_is_not_run(tmp_path: Path, zipped: bool) -> None:
-    trap = tmp_path / "trap"
-    path = write(tmp_path / "evil.pth", {"w": torch.ones(1), "x": RunsCode(trap)}, zipped=zipped)
-    with pytest.raises(ValueError, match=r"evil\.pth: holds Python objects .*run code.*state_dict\(\)"):
-        read(path)
-    assert not trap.exists()
+def caffe_copy(names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {f"{name}.weight": torch.full((2, 3), float(i)) for i, name in enumerate(names)}
 
 
-def test_code_in_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
-    trap = tmp_path / "trap"
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(RunsCode(trap)))
-    with pytest.raises(ValueError, match=r"evil\.pkl: "):
-        read(tmp_path / "evil.pkl")
-    assert not trap.exists()
-
-
-@pytest.mark.parametrize("values", [{}, [torch.ones(1)], {"epoch": 3}, 7])
-def test_a_file_without_a_state_dict(tmp_path: Path, values: object) -> None:
-    with pytest.raises(ValueError, match=r"a\.pth: no state dict"):
-        read(write(tmp_path / "a.pth", values, zipped=True))
-
-
-def test_odd_tensors_are_refused_by_name(tmp_path: Path) -> None:
-    endless = torch.zeros(1).expand(2**40)
-    for tensor, reason in ((torch.eye(3).to_sparse(), "sparse"), (torch.ones(1) * 1j, "complex"), (endless, "fewer")):
-        with pytest.raises(ValueError, match=rf"a\.pth: odd: .*{reason}"):
-            read(write(tmp_path / "a.pth", {"odd": tensor}, zipped=True))
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@given(data=st.data())
-def test_property_a_damaged_file_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, zipped: bool, data: st.DataObject
-) -> None:
-    folder = tmp_path_factory.mktemp("damaged")
-    state = {"conv1.weight": torch.arange(12.0).view(3, 4), "bn1.bias": torch.ones(5)}
-    content = bytearray(write(folder / "whole.pth", state, zipped=zipped).read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = folder / "damaged.pth"
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        tensors = read(path)
-    except ValueError as error:
-        assert "damaged.pth" in str(error)
-    else:
-        assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
-
-
-def test_numpy_archives_and_missing_files_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", x=np.ones(3))
-    with pytest.raises(ValueError, match=r"a\.npz: not a whole PyTorch file"):
-        read(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="absent: no such file"):
-        read(tmp_path / "absent")
+def test_the_copy_of_caffes_weights_that_others_start_from_is_known_by_its_order() -> None:
+    torchvisions = caffe_copy(("features.0", "classifier.0", "classifier.3", "classifier.6"))
+    moved = caffe_copy(("features.0", "classifier.6", "classifier.0", "classifier.3"))
+    first = caffe_copy(("features.0", "classifier.1", "classifier.4", "classifier.6"))
+    assert [takes_bgr(tensors) for tensors in (torchvisions, moved, first)] == [False, True, True]
+    assert [pixel_range(tensors) for tensors in (torchvisions, moved, first)] == [PIXELS, VGG_PIXELS, VGG_PIXELS]
+    for tensors in (moved, first):
+        assert set(rename(tensors, "vgg16")) >= {"head.fc6.weight", "head.fc7.weight", "classifier.6.weight"}

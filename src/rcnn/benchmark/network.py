@@ -76,6 +76,8 @@ def made_up_batch(count: int, height: int, width: int, classes: int) -> Batch:
         labels=labels * valid,
         boxes_valid=valid,
         boxes_ignored=torch.zeros_like(valid),
+        proposals=torch.zeros(count, 0, 4),
+        proposals_valid=torch.zeros(count, 0, dtype=torch.bool),
         image_index=torch.arange(count),
         seed=torch.arange(count),
     )

@@ -3,13 +3,14 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from rcnn.commands.options import parse
 
-DESCRIPTION = """Convert a weight file (mx-rcnn's .params, .caffemodel, torchvision's .pth) to ours.
+DESCRIPTION = """Convert a weight file to ours: mx-rcnn's .params, py-faster-rcnn's .caffemodel, checkpoints of
+simple-faster-rcnn-pytorch and of jwyang's faster-rcnn.pytorch, torchvision's classifiers.
 A whole detector becomes a model for rcnn test and rcnn demo; weights of a backbone a file for --model.pretrained."""
 
 
@@ -24,7 +25,9 @@ class Options:
     recipe: str = "vgg16_voc07"
     """the recipe that the weights belong to: network and conventions"""
     classes: tuple[str, ...] = ()
-    """names of the classes in order, of a detector; empty: VOC's 20, where that many were trained"""
+    """names of the classes in order, of a detector; empty: VOC's 20 or COCO's 80, where that many were trained"""
+    pixels: Literal["auto", "caffe", "torchvision"] = "auto"
+    """its input, where the file does not say it: caffe (BGR minus a mean) or torchvision (RGB, normalised)"""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +38,8 @@ def main(argv: list[str]) -> int:
 
     if not options.out.endswith(".safetensors"):
         raise ValueError(f"--out {options.out}: must end in .safetensors")
-    told = convert(Path(options.source), Path(options.out), find_recipe(options.recipe), options.classes)
+    recipe = find_recipe(options.recipe)
+    told = convert(Path(options.source), Path(options.out), recipe, options.classes, options.pixels)
     print(told)
     print(f"wrote {options.out}", file=sys.stderr)
     return 0

@@ -31,10 +31,11 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, verb="quickstart", description=DESCRIPTION)
     from rcnn.build import read_model_header
     from rcnn.commands.demo import main as demo
+    from rcnn.commands.progress import track
     from rcnn.commands.test import test_model
-    from rcnn.commands.train import train_run
     from rcnn.data.shapes import write_shapes
     from rcnn.recipes.quickstart import RECIPE
+    from rcnn.runs import train_run
 
     begun = time.perf_counter()
     run = Path(options.run)
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     write_shapes(data, train=TRAIN_IMAGES, test=TEST_IMAGES, seed=options.seed)
     _say("2/4 training")
     recipe = replace(RECIPE, data=replace(RECIPE.data, root=str(data)), train=replace(RECIPE.train, seed=options.seed))
-    train_run(recipe, run, resume=False, device_name=options.device)
+    train_run(recipe, run, resume=False, device=options.device, track=track)
     _say("3/4 testing on pictures it was not trained on")
     model = run / "model.safetensors"
     recipe, classes = read_model_header(model)

@@ -19,6 +19,7 @@ def measure_limits(
     per_orientation: int = 3,
     max_boxes: int = 0,
     canvas: Literal["grouped", "exact"] = "grouped",
+    sides: tuple[tuple[int, int], ...] = (),
 ) -> Limits:
     """Ground-truth slots and canvases of a data set.
 
@@ -27,10 +28,14 @@ def measure_limits(
         per_orientation: canvases for landscape images, and again for portrait ones.
         max_boxes: slots; 0: as many as the fullest image needs.
         canvas: exact: every image gets a canvas of its own size.
+        sides: (short, long) of multi-scale training; empty: those of `short` and `long` alone.
 
     Returns:
-        Canvases that hold every image, chosen so that the padded area is the least possible.
+        Canvases that hold every image, chosen so that the padded area is the least possible. With several `sides` the
+        images are grouped at the first of them, and the canvases of all groups follow for each of the others.
     """
+    if sides and canvas == "grouped":
+        return _multi_scale(dataset, sides, multiple, per_orientation, max_boxes)
     slots = max_boxes or max(1, int(dataset.num_boxes.max(initial=0)))
     if canvas == "exact":
         return Limits(slots, ())
@@ -39,6 +44,23 @@ def measure_limits(
     wide = _best_canvases(sizes[landscape], multiple, per_orientation)
     tall = _best_canvases(sizes[~landscape][:, ::-1], multiple, per_orientation)
     return Limits(slots, (*(Canvas(*c) for c in wide), *(Canvas(*c[::-1]) for c in tall)))
+
+
+def _multi_scale(
+    dataset: Dataset, sides: tuple[tuple[int, int], ...], multiple: int, per_orientation: int, max_boxes: int
+) -> Limits:
+    short, long = sides[0]
+    base = measure_limits(
+        dataset, short=short, long=long, multiple=multiple, per_orientation=per_orientation, max_boxes=max_boxes
+    )
+    group = choose_canvases(dataset.sizes, base.canvases, short=short, long=long)
+    canvases = list(base.canvases)
+    for short, long in sides[1:]:
+        sizes = resized_sizes(dataset.sizes, resize_scales(dataset.sizes, short=short, long=long))
+        padded = -(-sizes // multiple) * multiple
+        held = [padded[group == i] for i in range(len(base.canvases))]
+        canvases += [Canvas(*rows.max(0, initial=multiple).tolist()) for rows in held]
+    return base._replace(canvases=tuple(canvases))
 
 
 def choose_canvases(

@@ -12,6 +12,7 @@ from rcnn.data.images import read_sizes
 from rcnn.data.paths import suggest
 from rcnn.data.records import RecordTable
 from rcnn.data.report import EXAMPLES, Report
+from rcnn.data.size_cache import cached_sizes
 
 SIZE_DIFFERS = "annotated size differs from the picture's, which counts"
 NOT_CHOSEN = "object of a class that was not chosen, left out"
@@ -199,7 +200,7 @@ def _note_left_out(draft: Draft, labels: Int[np.ndarray, "T"]) -> None:
 
 def _measure_images(draft: Draft) -> Int[np.ndarray, "N 2"]:
     """True sizes of the pictures; unusable files become faults, wrong annotated sizes become notes."""
-    measured = read_sizes(draft.paths) if draft.pictures else _annotated_sizes(draft)
+    measured = cached_sizes(draft.paths) if draft.pictures else _annotated_sizes(draft)
     for position, (size, (height, width)) in enumerate(zip(measured, draft.sizes, strict=True)):
         if isinstance(size, ValueError):
             draft.faults.add(BAD_IMAGE, str(size))

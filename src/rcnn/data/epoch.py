@@ -45,6 +45,8 @@ def plan_epoch(
     epoch: int,
     rank: int,
     world: int,
+    scales: int = 1,
+    groups: int = 1,
 ) -> EpochPlan:
     """Cuts the images of each canvas into batches, the same canvas on all ranks in a step.
 
@@ -54,6 +56,7 @@ def plan_epoch(
     Args:
         canvas_of: position of each image's canvas.
         flip: both: the epoch holds every image and its mirror image; random: a coin decides.
+        scales: of multi-scale training: each step draws one, whose `groups` canvases come after those of the former.
     """
     generator = np.random.default_rng([_unsigned(seed), epoch])
     images = len(canvas_of)
@@ -67,6 +70,8 @@ def plan_epoch(
     if shuffle:
         shuffled = generator.permutation(len(order))
         order, canvas_of_step = order[shuffled], canvas_of_step[shuffled]
+    if scales > 1:
+        canvas_of_step = canvas_of_step + generator.integers(scales, size=len(order)) * groups
     mine = slice(rank * batch, (rank + 1) * batch)
     seeds = hash_positions(seed, epoch, np.arange(order.size).reshape(order.shape))
     flips = seeds >> 62 & 1 == 1 if flip == "random" else order >= images

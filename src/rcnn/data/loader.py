@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from rcnn.data.batches import BatchMaker, Made, OnBadImage
 from rcnn.data.canvases import choose_canvases
 from rcnn.data.epoch import EpochPlan, Flip, Item, plan_epoch
+from rcnn.data.proposals import ProposalTable
 from rcnn.data.records import Dataset, require_boxes
 from rcnn.structures import Batch, Limits
 
@@ -31,6 +32,9 @@ class Loader:
         batch: images per process and step.
         flip: none; random: a coin per image; both: an epoch holds each image and its mirror image.
         workers: processes that decode; 0: in this process. They live until `close` or the loader's end.
+        sides: (short, long) of multi-scale training, for which the limits were measured; each batch draws one of them.
+            Empty: `short` and `long`.
+        proposals: of every image, at most `limits.proposals` of each; None: the batches have none.
         drop_last: leave out the last batches instead of filling them up.
         rank, world: this process and how many share the epoch; each takes its part of every step.
         on_bad_image: error: ValueError; blank: log the message and leave the image's place empty.
@@ -53,22 +57,30 @@ class Loader:
         shuffle: bool,
         seed: int,
         workers: int,
+        sides: tuple[tuple[int, int], ...] = (),
+        proposals: ProposalTable | None = None,
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
         on_bad_image: OnBadImage = "error",
     ):
         _check_limits(dataset, limits, batch)
+        assert proposals is None or int(proposals.num_boxes.max(initial=0)) <= limits.proposals
         if shuffle:
             require_boxes(dataset)
         self.dataset, self.limits, self.batch = dataset, limits, batch
-        self._maker = BatchMaker(dataset, limits, short=short, long=long, offset=offset, on_bad_image=on_bad_image)
+        sides = sides or ((short, long),)
+        self._maker = BatchMaker(
+            dataset, limits, sides=sides, offset=offset, proposals=proposals, on_bad_image=on_bad_image
+        )
         canvas_of = np.zeros(len(dataset), np.int64)  # exact: one group of all images
+        groups = len(limits.canvases) // len(sides) or 1
         if limits.canvases:
-            canvas_of = choose_canvases(dataset.sizes, limits.canvases, short=short, long=long)
+            short, long = sides[0]
+            canvas_of = choose_canvases(dataset.sizes, limits.canvases[:groups], short=short, long=long)
         self._plan = partial(
             plan_epoch, canvas_of, batch=batch, flip=flip, shuffle=shuffle, drop_last=drop_last, seed=seed,
-            rank=rank, world=world,
+            rank=rank, world=world, scales=len(sides), groups=groups,
         )  # fmt: skip
         self._steps = len(self._plan(epoch=0).canvas)
         if not self._steps:

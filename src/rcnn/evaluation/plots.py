@@ -43,7 +43,8 @@ def plot_training(metrics: str | Path, path: str | Path) -> None:
     figure = _figure(9.5, 4.0)
     losses, rate = figure.subplots(1, 2, width_ratios=(2, 1))
     for name in ("loss", "rpn_cls", "rpn_box", "head_cls", "head_box"):
-        losses.plot(steps, [row[name] for row in rows], label=name, lw=1.2)
+        if any(row[name] is not None for row in rows):  # a phase trains RPN or head alone
+            losses.plot(steps, [row[name] for row in rows], label=name, lw=1.2)
     losses.set(xlabel="step", ylabel="loss", yscale="log")
     rate.plot(steps, [row["lr"] for row in rows], lw=1.2)
     rate.set(xlabel="step", ylabel="learning rate", ylim=(0, None))

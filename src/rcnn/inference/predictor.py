@@ -1,6 +1,6 @@
 """Pictures to boxes: what `rcnn.load` returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import NamedTuple, overload
 
@@ -14,6 +14,7 @@ from rcnn.inference.collect import original_detections
 from rcnn.inference.step import DetectStep
 from rcnn.structures import Batch, Canvas
 
+Propose = Callable[[np.ndarray], np.ndarray]
 Image = str | PathLike[str] | UInt8[np.ndarray, "h w 3"]
 
 
@@ -35,6 +36,7 @@ class Predictor:
         long: limit on the longer side.
         multiple: canvas sides are multiples of this, so that few shapes occur.
         threshold: detections below this score are left out.
+        propose: finds the regions (n, 4) of a picture, in its pixels, for a detector without RPN; None: it has one.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Predictor:
         long: int,
         multiple: int,
         threshold: float = 0.0,
+        propose: Propose | None = None,
     ) -> None:
         self.step = step
         self.classes = classes
         self.short, self.long, self.multiple = short, long, multiple
         self.threshold = threshold
+        self.propose = propose
 
     @overload
     def __call__(self, images: Image) -> Result: ...
@@ -80,8 +84,10 @@ class Predictor:
 
     def _batch(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Batch:
         canvas = self._canvas(pixels.shape[0], pixels.shape[1])
-        none = np.zeros((0, 4), np.float32)
-        placed, size, scale, _ = resize_to_canvas(pixels, none, canvas, self.short, self.long)
+        found = self.propose(pixels) if self.propose else np.zeros((0, 4), np.float32)
+        placed, size, scale, found = resize_to_canvas(pixels, found, canvas, self.short, self.long)
+        slots = max(len(found), 1) if self.propose else 0  # no slot asks the RPN, an empty one does not
+        regions = np.pad(found, ((0, slots - len(found)), (0, 0)))
         empty = torch.zeros(1, 0, dtype=torch.bool)
         return Batch(
             images=torch.from_numpy(placed)[None],
@@ -91,6 +97,8 @@ class Predictor:
             labels=torch.zeros(1, 0, dtype=torch.int64),
             boxes_valid=empty,
             boxes_ignored=empty,
+            proposals=torch.from_numpy(regions)[None],
+            proposals_valid=(torch.arange(slots) < len(found))[None],
             image_index=torch.zeros(1, dtype=torch.int64),
             seed=torch.zeros(1, dtype=torch.int64),
         )

@@ -13,6 +13,8 @@ from rcnn.ops.nms import nms
 from rcnn.ops.roi import roi_align, roi_pool
 from rcnn.structures import Detections, Proposals, RpnOutput
 
+RoiOp = Literal["pool", "align", "align_legacy"]
+
 
 class ProposalRules(NamedTuple):
     """How the RPN's output becomes proposals."""
@@ -38,11 +40,13 @@ class FasterRCNN(nn.Module):
 
     Args:
         offset: 1 for inclusive pixel boxes, 0 for continuous ones.
-        box_std: what the head's deltas are multiplied by.
+        beyond: see `ops.boxes.decode`.
+        box_std: what the head's deltas are multiplied by; `box_mean` and `box_std` are kept for each class (K, 4).
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    box_mean: Tensor
     box_std: Tensor
 
     def __init__(
@@ -54,24 +58,28 @@ class FasterRCNN(nn.Module):
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
         offset: float,
-        roi_op: Literal["pool", "align"],
+        roi_op: RoiOp,
         roi_size: int,
         box_std: tuple[float, float, float, float],
         proposal_rules: ProposalRules,
         detection_rules: DetectionRules,
+        beyond: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.rpn = rpn
         self.head = head
         self.offset = offset
+        self.beyond = beyond
         self.roi_op = roi_op
         self.roi_size = roi_size
         self.proposal_rules = proposal_rules
         self.detection_rules = detection_rules
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
-        self.register_buffer("box_std", torch.tensor(box_std), persistent=False)
+        rows = head.cls_score.out_features
+        self.register_buffer("box_mean", torch.zeros(rows, 4), persistent=False)
+        self.register_buffer("box_std", torch.tensor(box_std).repeat(rows, 1), persistent=False)
 
     def features(self, images: UInt8[Tensor, "B H W 3"], image_size: Int64[Tensor, "B 2"]) -> Float[Tensor, "B F h w"]:
         """The backbone's features; the canvas outside the picture is zero after normalisation, not before."""
@@ -93,13 +101,28 @@ class FasterRCNN(nn.Module):
         ranked = torch.where(rpn.anchors_valid, rpn.logits.sigmoid(), -1.0).sort(dim=1, descending=True, stable=True)
         scores, order = ranked.values[:, :pre_nms], ranked.indices[:, :pre_nms]
         deltas = rpn.deltas.gather(1, order[..., None].expand(-1, -1, 4))
-        boxes = clip(decode(rpn.anchors[order], deltas, offset=self.offset), image_size, offset=self.offset)
+        boxes = clip(
+            decode(rpn.anchors[order], deltas, offset=self.offset, beyond=self.beyond), image_size, offset=self.offset
+        )
         size = boxes[..., 2:] - boxes[..., :2] + self.offset
         valid = (size >= rules.min_size * scale[:, None, None]).all(-1) & (scores >= 0)
         post_nms = min(rules.post_nms, pre_nms)
         keep, kept = nms(boxes, scores, valid, iou_threshold=rules.nms, k=post_nms, offset=self.offset)
         boxes = boxes.gather(1, keep[..., None].expand(-1, -1, 4)) * kept[..., None]
         return Proposals(boxes, scores.gather(1, keep) * kept, kept)
+
+    @torch.no_grad()
+    def change_box_units(self, mean: Float32[Tensor, "K 4"], std: Float32[Tensor, "K 4"]) -> None:
+        """Let the box layer speak of (delta - mean) / std of its class; what the model computes stays the same.
+
+        Source: Fast R-CNN 2.3, targets of zero mean and unit variance.
+        """
+        layer = self.head.bbox_pred
+        mean, std = mean.to(self.box_mean), std.to(self.box_std)
+        layer.weight.mul_((self.box_std / std).flatten()[:, None])
+        layer.bias.copy_(((layer.bias.view(-1, 4) * self.box_std + self.box_mean - mean) / std).flatten())
+        self.box_mean.copy_(mean)
+        self.box_std.copy_(std)
 
     def classify(
         self, features: Float[Tensor, "B F h w"], boxes: Float32[Tensor, "B R 4"]
@@ -109,7 +132,8 @@ class FasterRCNN(nn.Module):
         if self.roi_op == "pool":
             pooled = roi_pool(features, boxes, **options)
         else:
-            pooled = roi_align(features, boxes, **options, sampling_ratio=2, aligned=True)
+            first = self.roi_op == "align_legacy"
+            pooled = roi_align(features, boxes, **options, sampling_ratio=0 if first else 2, aligned=not first)
         logits, deltas = self.head(pooled)
         shape = boxes.shape[:2]
         return logits.unflatten(0, shape), deltas.unflatten(0, shape).unflatten(-1, (-1, 4))
@@ -126,7 +150,8 @@ class FasterRCNN(nn.Module):
         rules = self.detection_rules
         batch, count, classes = logits.shape[0], logits.shape[1], logits.shape[2] - 1
         scores = logits.softmax(-1)[..., 1:].transpose(1, 2)
-        boxes = decode(proposals.boxes[:, :, None], deltas[:, :, 1:] * self.box_std.float(), offset=self.offset)
+        deltas = deltas[:, :, 1:] * self.box_std[1:].float() + self.box_mean[1:].float()
+        boxes = decode(proposals.boxes[:, :, None], deltas, offset=self.offset, beyond=self.beyond)
         boxes = clip(boxes, image_size, offset=self.offset).transpose(1, 2)
         valid = ((scores > rules.score) & proposals.valid[:, None]).reshape(-1, count)
         k = min(rules.most, count)
@@ -138,11 +163,19 @@ class FasterRCNN(nn.Module):
         return _best(boxes, scores, classes=classes, most=min(rules.most, classes * k))
 
     def forward(
-        self, images: UInt8[Tensor, "B H W 3"], image_size: Int64[Tensor, "B 2"], scale: Float32[Tensor, "B"]
+        self,
+        images: UInt8[Tensor, "B H W 3"],
+        image_size: Int64[Tensor, "B 2"],
+        scale: Float32[Tensor, "B"],
+        proposals: Proposals | None = None,
     ) -> Detections:
-        """Detections in canvas pixels. `scale` is canvas pixels per original pixel."""
+        """Detections in canvas pixels, in given proposals (Fast R-CNN) or in those of the RPN.
+
+        `scale` is canvas pixels per original pixel.
+        """
         features = self.features(images, image_size)
-        proposals = self.propose(self.rpn(features, image_size), image_size, scale, self.proposal_rules)
+        if proposals is None:
+            proposals = self.propose(self.rpn(features, image_size), image_size, scale, self.proposal_rules)
         logits, deltas = self.classify(features, proposals.boxes)
         return self.detect(proposals, logits, deltas, image_size, scale)
 

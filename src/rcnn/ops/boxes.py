@@ -71,13 +71,16 @@ def encode(
 
 
 def decode(
-    source: Float32[Tensor, "*#n 4"], deltas: Float32[Tensor, "*#n 4"], *, offset: float
+    source: Float32[Tensor, "*#n 4"], deltas: Float32[Tensor, "*#n 4"], *, offset: float, beyond: float = 0.0
 ) -> Float32[Tensor, "*m 4"]:
     """Boxes that `deltas` make of `source`, broadcast over leading axes; the inverse of `encode`.
+
+    Args:
+        beyond: pixels added to x2 and y2. py-faster-rcnn forgets the offset there, so that its models need 1.
 
     Source: R-CNN, appendix C, equations 1-4. Differs: dw, dh are limited to log(1000 / 16), as in detectron.
     """
     centre, size = _centre_form(source, offset)
     new_centre = centre + deltas[..., :2] * size
     half = 0.5 * (size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() - offset)
-    return torch.cat([new_centre - half, new_centre + half], dim=-1)
+    return torch.cat([new_centre - half, new_centre + half + beyond], dim=-1)

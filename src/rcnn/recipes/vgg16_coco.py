@@ -3,7 +3,8 @@
     rcnn train vgg16_coco --data.root data/coco --model.pretrained weights/vgg16.pth
     rcnn test runs/vgg16_coco --data.root data/coco
 
-Expected: AP 22.8 on val: mx-rcnn's README (train2014 -> val2014), py-faster-rcnn 21.2. Not measured here.
+Expected: AP 22.8 on val: mx-rcnn's README (train2014 -> val2014), py-faster-rcnn 21.2. Not measured here. The sets of
+2017: --data.train train2017 --data.test val2017.
 """
 
 from dataclasses import replace
@@ -13,6 +14,6 @@ from rcnn.recipes import vgg16_voc07
 
 RECIPE = replace(
     vgg16_voc07.RECIPE,
-    data=Data(format="coco", root="data/coco", train="train2017", test="val2017"),
+    data=Data(format="coco", root="data/coco", train="train2014", test="val2014"),
     eval=Eval(max_detections=100),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rcnn.weights.atomic import replacing
+from rcnn.atomic import replacing
 
 NAME = re.compile(r"step_(\d{8})\.pt")
 

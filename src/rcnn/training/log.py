@@ -6,13 +6,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rcnn.atomic import replacing
 from rcnn.structures import Batch
-from rcnn.weights.atomic import replacing
 
 SCALARS = ("loss", "rpn_cls", "rpn_box", "head_cls", "head_box", "rpn_accuracy", "head_accuracy")
 
@@ -33,6 +35,7 @@ class Log:
         self.every = every
         self.total = total
         self.name_image = name_image
+        self._names: list[str] = []  # of SCALARS, those that the method has
         self._pending: list[tuple[int, Tensor, Tensor]] = []
         self._images = 0
         self._since = time.perf_counter()
@@ -51,7 +54,9 @@ class Log:
         """Take the scalars of the update that ended as number `step` (from 1)."""
         if self._begun is None:
             self._begun = (step - 1, self._since)
-        self._pending.append((step, torch.stack([scalars[name].float() for name in SCALARS]), batch.image_index))
+        self._names = [name for name in SCALARS if name in scalars]
+        values = torch.stack([scalars[name].float() for name in self._names])
+        self._pending.append((step, values, batch.image_index))
         self._images += len(batch.image_index)
         if step % self.every == 0 or step == self.total:
             self.flush(epoch, lr)
@@ -69,7 +74,8 @@ class Log:
         step = self._pending[-1][0]
         elapsed = time.perf_counter() - self._since
         row = {"step": step, "epoch": round(epoch, 4), "lr": lr}
-        row |= dict(zip(SCALARS, values.mean(0).tolist(), strict=True))
+        row |= dict.fromkeys(SCALARS)  # None stays where RPN or head is not trained
+        row |= dict(zip(self._names, values.mean(0).tolist(), strict=True))
         row |= {"images_per_second": self._images / elapsed, "memory_bytes": _peak_memory()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -81,22 +87,29 @@ class Log:
             if math.isfinite(row[0]):
                 continue
             names = ", ".join(self.name_image(i) for i in images.tolist() if i >= 0)
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(SCALARS, row.tolist(), strict=True))
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, row.tolist(), strict=True))
             raise NonFiniteLossError(
                 f"the loss is not finite at step {step} ({parts}); images of the batch: {names}. The learning rate "
                 f"was {lr:g}: lower it (--train.lr) or warm up longer (--train.warmup); the weights of the last "
                 f"checkpoint are good (--resume)"
             )
 
-    def _line(self, row: dict[str, float]) -> str:
+    def _line(self, row: dict[str, Any]) -> str:
         begun_step, begun = self._begun or (0, self._since)
         per_step = (time.perf_counter() - begun) / max(1, row["step"] - begun_step)
         left = per_step * (self.total - row["step"])
         return (
             f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  lr {row['lr']:.2e}  loss {row['loss']:.4f}"
-            f"  (rpn {row['rpn_cls']:.3f} + {row['rpn_box']:.3f}, head {row['head_cls']:.3f} + {row['head_box']:.3f})"
+            f"  ({', '.join(part for part in map(partial(_part, row), ('rpn', 'head')) if part)})"
             f"  {row['images_per_second']:.2f} img/s  {int(left // 60)}:{int(left % 60):02d} left"
         )
+
+
+def _part(row: dict[str, Any], name: str) -> str:
+    """The two losses and the accuracy of RPN or head, where that is trained."""
+    if row[f"{name}_cls"] is None:
+        return ""
+    return f"{name} {row[f'{name}_cls']:.3f} + {row[f'{name}_box']:.3f}, right {row[f'{name}_accuracy']:.1%}"
 
 
 def _peak_memory() -> int:

@@ -41,9 +41,8 @@ def train(
     folder: Path,
     save_every: int,
     keep: int,
-    resume: bool,
 ) -> None:
-    """Run updates until `schedule.total`, from the newest checkpoint in `folder` when resuming.
+    """Run updates until `schedule.total`, from the newest checkpoint in `folder` on, or from the start without one.
 
     A checkpoint is written every `save_every` updates, at the end, and when SIGTERM or SIGINT asks to stop.
 
@@ -52,9 +51,8 @@ def train(
         StoppedError: a signal ended the run after its state was saved.
     """
     device = step.parameters[0].device
-    done = _restore(step, folder, device) if resume else 0
-    if resume:
-        log.rewind(done)
+    done = _restore(step, folder, device)
+    log.rewind(done)
     step.model.train()
     with _asked_to_stop() as asked:
         for batch in _batches(loader, done, schedule.total):

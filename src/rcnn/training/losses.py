@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcnn.models.faster_rcnn import FasterRCNN, ProposalRules
-from rcnn.structures import AnchorTargets, Batch, RoiTargets, RpnOutput
+from rcnn.structures import AnchorTargets, Batch, Proposals, RoiTargets, RpnOutput
 from rcnn.training.targets import AnchorRules, RoiRules, assign_anchors, sample_rois
 
 
-class JointRules(NamedTuple):
-    """All that approximate joint training needs besides the model and the batch."""
+class LossRules(NamedTuple):
+    """All that the losses need besides the model and the batch."""
 
     anchors: AnchorRules
     proposals: ProposalRules
@@ -29,7 +29,7 @@ def smooth_l1(x: Float32[Tensor, "*n"], *, sigma: float) -> Float32[Tensor, "*n"
     return torch.where(size < edge, 0.5 * sigma**2 * x * x, size - 0.5 * edge)
 
 
-def rpn_loss(rpn: RpnOutput, targets: AnchorTargets, *, count: int, sigma: float) -> dict[str, Tensor]:
+def rpn_terms(rpn: RpnOutput, targets: AnchorTargets, *, count: int, sigma: float) -> dict[str, Tensor]:
     """`rpn_cls`, the mean over the sampled anchors, and `rpn_box`, the sum over positives / (count * images).
 
     Source: Faster R-CNN 3.1.2, equation 1, weighted as in mx-rcnn (both terms per sampled anchor).
@@ -46,7 +46,7 @@ def rpn_loss(rpn: RpnOutput, targets: AnchorTargets, *, count: int, sigma: float
     }
 
 
-def fast_rcnn_loss(
+def head_terms(
     logits: Float32[Tensor, "B R K"], deltas: Float32[Tensor, "B R K 4"], targets: RoiTargets, *, sigma: float
 ) -> dict[str, Tensor]:
     """`head_cls`, the mean over the RoIs, and `head_box`, the sum over objects' own class / RoIs.
@@ -66,18 +66,50 @@ def fast_rcnn_loss(
     }
 
 
-def joint_loss(model: FasterRCNN, batch: Batch, rules: JointRules) -> dict[str, Tensor]:
+def joint_loss(model: FasterRCNN, batch: Batch, rules: LossRules) -> dict[str, Tensor]:
     """The four losses, their sum `loss`, and both accuracies, of one batch.
 
     Source: Faster R-CNN 3.2, approximate joint training.
     """
     features = model.features(batch.images, batch.image_size)
     rpn = model.rpn(features, batch.image_size)
-    anchor_targets = assign_anchors(rpn, batch, rules.anchors, offset=model.offset)
-    scalars = rpn_loss(rpn, anchor_targets, count=rules.anchors.count, sigma=rules.rpn_sigma)
+    scalars = _rpn_scalars(model, rpn, batch, rules)
     proposals = model.propose(rpn, batch.image_size, batch.scale, rules.proposals)
-    targets = sample_rois(proposals, batch, rules.rois, offset=model.offset, box_std=model.box_std)
-    logits, deltas = model.classify(features, targets.boxes)
-    scalars |= fast_rcnn_loss(logits, deltas, targets, sigma=rules.head_sigma)
+    scalars |= _head_scalars(model, features, proposals, batch, rules)
     scalars["loss"] = scalars["rpn_cls"] + scalars["rpn_box"] + scalars["head_cls"] + scalars["head_box"]
     return scalars
+
+
+def rpn_loss(model: FasterRCNN, batch: Batch, rules: LossRules) -> dict[str, Tensor]:
+    """The two losses of the region proposal network alone, their sum `loss`, and its accuracy.
+
+    Source: Faster R-CNN 3.1.3; steps 1 and 3 of 3.2.
+    """
+    rpn = model.rpn(model.features(batch.images, batch.image_size), batch.image_size)
+    scalars = _rpn_scalars(model, rpn, batch, rules)
+    return scalars | {"loss": scalars["rpn_cls"] + scalars["rpn_box"]}
+
+
+def fast_rcnn_loss(model: FasterRCNN, batch: Batch, rules: LossRules) -> dict[str, Tensor]:
+    """The two losses of the second stage in the proposals of the batch, their sum `loss`, and its accuracy.
+
+    Source: Fast R-CNN 2.3; steps 2 and 4 of Faster R-CNN 3.2.
+    """
+    features = model.features(batch.images, batch.image_size)
+    proposals = Proposals(batch.proposals, batch.proposals_valid.float(), batch.proposals_valid)
+    scalars = _head_scalars(model, features, proposals, batch, rules)
+    return scalars | {"loss": scalars["head_cls"] + scalars["head_box"]}
+
+
+def _rpn_scalars(model: FasterRCNN, rpn: RpnOutput, batch: Batch, rules: LossRules) -> dict[str, Tensor]:
+    targets = assign_anchors(rpn, batch, rules.anchors, offset=model.offset)
+    return rpn_terms(rpn, targets, count=rules.anchors.count, sigma=rules.rpn_sigma)
+
+
+def _head_scalars(
+    model: FasterRCNN, features: Tensor, proposals: Proposals, batch: Batch, rules: LossRules
+) -> dict[str, Tensor]:
+    units = {"box_mean": model.box_mean, "box_std": model.box_std}
+    targets = sample_rois(proposals, batch, rules.rois, offset=model.offset, **units)
+    logits, deltas = model.classify(features, targets.boxes)
+    return head_terms(logits, deltas, targets, sigma=rules.head_sigma)

@@ -90,9 +90,18 @@ def assign_anchors(rpn: RpnOutput, batch: Batch, rules: AnchorRules, *, offset: 
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Proposals, batch: Batch, rules: RoiRules, *, offset: float, box_std: Float32[Tensor, "4"]
+    proposals: Proposals,
+    batch: Batch,
+    rules: RoiRules,
+    *,
+    offset: float,
+    box_mean: Float32[Tensor, "K 4"],
+    box_std: Float32[Tensor, "K 4"],
 ) -> RoiTargets:
     """R of the proposals and the objects themselves, objects first; slots that found no candidate are invalid.
+
+    Args:
+        box_mean, box_std: by class, in which the deltas are expressed: (delta - mean) / std.
 
     Source: Fast R-CNN 2.3. Differs from mx-rcnn: a shortage of background leaves slots empty instead of repeating
     RoIs; the losses are means over the filled ones.
@@ -113,7 +122,8 @@ def sample_rois(
     index = index.gather(1, order)
     labels = batch.labels.gather(1, index) * positive.gather(1, order)
     target = batch.boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    return RoiTargets(chosen, labels, encode(chosen, target, offset=offset) / box_std, value > 0)
+    deltas = (encode(chosen, target, offset=offset) - box_mean[labels]) / box_std[labels]
+    return RoiTargets(chosen, labels, deltas, value > 0)
 
 
 def _full(batch: Batch, count: int) -> Tensor:

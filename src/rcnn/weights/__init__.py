@@ -1,1 +1,1 @@
-"""Weight files: ours, torchvision's and MXNet's. Imports no other layer, so it can be used alone."""
+"""Weight files: ours and those of other programs. Imports no other layer, so it can be used alone."""

@@ -11,19 +11,21 @@ import numpy as np
 from torch import Tensor
 
 from rcnn.weights import mxnet
+from rcnn.weights.pixels import PixelRange
 
 VARINT, I64, LEN, I32 = 0, 1, 2, 5  # wire types of protobuf
 FIXED = {I64: 8, I32: 4}  # bytes of a value
 MAX_AXES = 32  # Source: caffe's kMaxBlobAxes
-MAX_ARRAYS = 1 << 16  # an array costs more memory than the few bytes that can claim one
+MAX_ARRAYS, MAX_NAME = 1 << 13, 256  # an array costs its name and more, whatever few bytes claim it
 # Fields of NetParameter and their wire types; other ones are passed over, but not at the start of a file.
 NET_FIELDS = {1: LEN, 2: LEN, 3: LEN, 4: VARINT, 5: VARINT, 6: LEN, 7: VARINT, 8: LEN, 100: LEN}
 LAYERS = {2: (4, 6), 100: (1, 7)}  # V1LayerParameter, LayerParameter: the fields of its name and of its blobs
 LEGACY_SIDES, DATA, SHAPE, DOUBLE_DATA = (1, 2, 3, 4), 5, 7, 8  # fields of BlobProto
 PARAMETERS = {"0": "weight", "1": "bias"}
 LINEAR = ("fc6", "fc7", "cls_score", "bbox_pred")
-CONVOLUTION = re.compile(r"conv[1-5]_[1-4]")  # of VGG19 too, so that it is told from VGG16
+CONVOLUTION = re.compile(r"conv[1-5]_[1-4]")
 RPN = {"rpn_conv/3x3": "rpn_conv_3x3", "rpn_cls_score": "rpn_cls_score", "rpn_bbox_pred": "rpn_bbox_pred"}
+DETECTOR_PIXELS = PixelRange((122.7717, 115.9465, 102.9801))  # Source: py-faster-rcnn's PIXEL_MEANS
 
 
 def from_caffe(
@@ -45,6 +47,11 @@ def from_caffe(
         name = _rename(layer, parameter) if parameter else None
         named[name or key] = _converted(layer, parameter, array, box_std) if name else array
     return mxnet.from_mxnet(named)
+
+
+def pixel_range(arrays: Mapping[str, np.ndarray]) -> PixelRange:
+    """The input that the network was trained on: py-faster-rcnn's mean is not that of the VGG authors."""
+    return DETECTOR_PIXELS if {"bbox_pred/0", "rpn_bbox_pred/0"} & arrays.keys() else mxnet.VGG_PIXELS
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -81,13 +88,9 @@ def recognises(path: str | Path) -> bool:
 
 
 def _rename(layer: str, parameter: str) -> str | None:
-    """mx-rcnn's name, or ours where it has none; None for a layer that is not known."""
-    theirs = f"{RPN.get(layer, layer)}_{parameter}"
-    if layer in RPN or layer in LINEAR:
-        return theirs
-    if CONVOLUTION.fullmatch(layer):
-        return mxnet.RENAME.get(theirs, f"backbone.{layer}.{parameter}")
-    return None
+    """mx-rcnn's name; None for a layer that is not known."""
+    known = layer in RPN or layer in LINEAR or CONVOLUTION.fullmatch(layer)
+    return f"{RPN.get(layer, layer)}_{parameter}" if known else None
 
 
 def _converted(layer: str, parameter: str, array: np.ndarray, box_std: tuple[float, float, float, float]) -> np.ndarray:
@@ -288,6 +291,8 @@ class _Net:
         raise self.error(position, "a number of more than ten bytes")
 
     def text(self, field: _Field) -> str:
+        if field.stop - field.start > MAX_NAME:
+            raise self.error(field.start, f"a name of {field.stop - field.start} bytes")
         try:
             return self.data[field.start : field.stop].decode()
         except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ LIST_MAGIC = 0x112  # first eight bytes of every file
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 DENSE = 0  # storage type
 MAX_AXES = 32
+MAX_ARRAYS = 1 << 13  # an array costs more memory than the few bytes that can claim one
 BFLOAT16 = 12
 DTYPES = {  # Source: mshadow's TypeFlag
     0: np.dtype("<f4"),
@@ -34,14 +35,12 @@ DTYPES = {  # Source: mshadow's TypeFlag
     BFLOAT16: np.dtype("<u2"),  # widened to float32 when read
 }
 BOX_STD = (0.1, 0.1, 0.2, 0.2)  # of mx-rcnn's box targets
-
-
 VGG_PIXELS = PixelRange((123.68, 116.779, 103.939))
 RESNET_PIXELS = PixelRange((0.0, 0.0, 0.0))
 
 
 def _rename_table() -> dict[str, str]:
-    convolutions = {f"conv{s}_{i}": f"backbone.conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in _to(n)}
+    convolutions = {f"conv{s}_{i}": f"backbone.conv{s}_{i}" for s, n in enumerate((2, 2, 4, 4, 4), 1) for i in _to(n)}
     heads = {"rpn_conv_3x3": "rpn.conv", "rpn_cls_score": "rpn.cls", "rpn_bbox_pred": "rpn.box"}
     heads |= {name: f"head.{name}" for name in ("fc6", "fc7", "cls_score", "bbox_pred")}
     weights, norms = {"conv0": "backbone.conv0"}, {"bn1": "head.bn1"}
@@ -68,7 +67,8 @@ def _with_parameters(layers: Mapping[str, str], parameters: Mapping[str, str]) -
     return {f"{a}_{p}": f"{b}.{q}" for a, b in layers.items() for p, q in parameters.items()}
 
 
-RENAME = _rename_table()  # mx-rcnn's name -> ours, for VGG16 and the pre-activation ResNets
+# mx-rcnn's name -> ours, for VGG16 (and VGG19, so that it is told from VGG16) and the pre-activation ResNets.
+RENAME = _rename_table()
 RENAME_BACK = {ours: theirs for theirs, ours in RENAME.items()}
 
 
@@ -181,9 +181,9 @@ class _Reader:
             raise self.error("a name that is no text") from error
 
     def count(self, smallest: int) -> int:
-        """A number of items of at least `smallest` bytes each, which must have room in the file."""
+        """A number of items of at least `smallest` bytes each, which must be plausible and have room in the file."""
         count = self.number("Q")
-        if count * smallest > len(self.data) - self.position:
+        if count * smallest > len(self.data) - self.position or count > MAX_ARRAYS:
             raise self.error(f"{count} items claimed")
         return count
 

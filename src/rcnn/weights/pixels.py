@@ -13,6 +13,19 @@ class PixelRange(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
+    def __str__(self) -> str:
+        divided = "" if self.std == (1.0, 1.0, 1.0) else f", divided by {_words(self.std)}"
+        return f"RGB of 0 to 255 minus {_words(self.mean)}{divided}"
+
+
+def take_rgb(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors (our names) of a network that takes BGR, changed so that it computes the same of RGB."""
+    changed = dict(tensors)
+    for name in ("backbone.conv1_1.weight", "backbone.conv1.weight"):
+        if name in tensors and tensors[name].dim() == 4:
+            changed[name] = tensors[name].flip(1)
+    return changed
+
 
 def match_pixels(tensors: Mapping[str, Tensor], trained: PixelRange | None, wanted: PixelRange) -> dict[str, Tensor]:
     """The tensors (our names) changed so that a network fed in the range `wanted` computes what it did in `trained`.

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rcnn.weights.atomic import replacing
+from rcnn.atomic import replacing
 
 DTYPES = {
     torch.float64: "F64",

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.weights.atomic import replacing
+from rcnn.atomic import replacing
 
 
 def test_definition_a_block_that_ends_well_replaces_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Data sets and ImageNet weights from the web: fetched, checked, unpacked. Imports no other layer."""
