@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -151,21 +152,22 @@ def _train_phase(recipe: Recipe, dataset: RecordTable, run: Path, device: torch.
     loader = build.build_train_loader(recipe, dataset, proposals)
     schedule = build.build_schedule(recipe.train, len(loader))
     print(_summary(recipe, dataset, schedule.total, device), file=sys.stderr)
-    train(
-        build.build_train_step(recipe.train, model, device),
-        loader,
-        schedule,
-        Log(
-            run / "metrics.jsonl",
-            every=recipe.train.log_every,
-            total=schedule.total,
-            name_image=lambda index: dataset[index].path,
-        ),
-        folder=run / "checkpoints",
-        save_every=max(1, round(recipe.train.save_every * len(loader))),
-        keep=recipe.train.keep,
+    log = Log(
+        run / "metrics.jsonl",
+        every=recipe.train.log_every,
+        total=schedule.total,
+        name_image=lambda index: dataset[index].path,
     )
-    loader.close()
+    with closing(loader):
+        train(
+            build.build_train_step(recipe.train, model, device),
+            loader,
+            schedule,
+            log,
+            folder=run / "checkpoints",
+            save_every=max(1, round(recipe.train.save_every * len(loader))),
+            keep=recipe.train.keep,
+        )
     use_recipe_units(recipe, model)
     plot_training(run / "metrics.jsonl", run / "curves.png")
     build.save_model(run / MODEL, model, recipe, dataset.classes)

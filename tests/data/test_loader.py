@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +84,23 @@ def test_workers_survive_an_epoch_that_was_left(table: RecordTable) -> None:
     next(made.epoch(0))
     assert_equal(list(loader(table).epoch(1, start_step=1)), list(made.epoch(1, start_step=1)))
     made.close()
+
+
+def test_workers_outlive_a_signal_to_every_process_and_end_with_the_loader(table: RecordTable) -> None:
+    """As SLURM sends it: the loop has to save first."""
+    before = set(multiprocessing.active_children())
+    made = loader(table, workers=2)
+    batches = made.epoch(0)
+    found = [next(batches)]
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid or 0, signal.SIGTERM)
+    assert_equal(list(loader(table).epoch(0)), found + list(batches))
+    made.close()
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode is not None
 
 
 def test_the_global_generator_is_left_alone(table: RecordTable) -> None:

@@ -88,11 +88,12 @@ def test_proposals_of_every_picture_come_once_in_its_own_pixels(tmp_path: Path) 
     loader = Loader(
         dataset, limits, batch=2, short=64, long=96, offset=1.0, flip="none", shuffle=False, seed=0, workers=0
     )
-    step = ProposeStep(tiny.detector(), tiny.PROPOSALS, device=torch.device("cpu"))
+    step = ProposeStep(tiny.detector(), tiny.PROPOSALS._replace(min_size=0), device=torch.device("cpu"))
     found = {regions.index: regions for regions in collect_proposals(step, loader, dataset)}
     assert set(found) == {0, 1, 2}
     for index, (height, width) in enumerate(sizes):
         boxes, scores = found[index].boxes, found[index].scores
         assert 0 < len(boxes) == len(scores) <= 24 and (np.diff(scores) <= 0).all()
         assert (boxes >= 0).all() and (boxes[:, 2:] <= [width - 1, height - 1]).all()
+        assert (boxes[:, 2:] + 1 > boxes[:, :2]).all()
     assert found[0].boxes.max() > 100  # twice the canvas

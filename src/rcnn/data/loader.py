@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -147,8 +148,14 @@ def _as_it_is(made: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, _ignore_once)
     if hasattr(os, "setpgrp"):  # a signal to the group is for the loop, which needs the workers until it has saved
         os.setpgrp()
+
+
+def _ignore_once(number: int, frame: object) -> None:
+    """Schedulers ask every process to end, but the loop needs its workers until it has saved, and ends them itself."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _check_limits(dataset: Dataset, limits: Limits, batch: int) -> None:

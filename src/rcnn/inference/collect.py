@@ -41,10 +41,11 @@ def collect_proposals(step: ProposeStep, loader: Loader, dataset: Dataset) -> It
         proposals = step(batch)
         for row, index in enumerate(batch.image_index.tolist()):
             if index >= 0:
-                keep = proposals.valid[row]
+                keep, offset = proposals.valid[row], step.model.offset
                 size = (dataset[index].height, dataset[index].width)
-                boxes = _original(proposals.boxes[row][keep], batch.scale[row], size, step.model.offset)
-                yield Regions(index, boxes, proposals.scores[row][keep].numpy())
+                boxes = _original(proposals.boxes[row][keep], batch.scale[row], size, offset)
+                has_area = (boxes[:, 2:] + offset > boxes[:, :2]).all(1)  # the picture's edge may cut off all of it
+                yield Regions(index, boxes[has_area], proposals.scores[row][keep].numpy()[has_area])
 
 
 def original_detections(
