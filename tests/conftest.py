@@ -1,9 +1,10 @@
 """What every test gets: fixed seeds, one thread per worker, checked shapes, and the shared data if it is there."""
 
+import importlib
 import os
 import random
-import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; child processes inherit it
@@ -14,9 +15,15 @@ import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
+import torch
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RCNN_SHARED", CHECKOUT.parent / "shared"))
+
+with suppress(ImportError), pytest.MonkeyPatch.context() as environment:
+    if not torch.cuda.is_available():
+        environment.setenv("TRITON_INTERPRET", "1")  # read while Triton and its kernels are imported
+    importlib.import_module("rcnn.ops.kernels.on_triton")  # before the checker of shapes, which cannot wrap kernels
 
 hypothesis.settings.register_profile("rcnn", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("rcnn")
@@ -29,16 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(CHECKOUT / "tests" / "parity"):
             item.add_marker("parity")
     needs_gpu = [item for item in items if "gpu" in item.keywords]
-    if needs_gpu and not _has_gpu():
+    if needs_gpu and not torch.cuda.is_available():
         for item in needs_gpu:
             item.add_marker(pytest.mark.skip(reason="needs CUDA, and torch sees no GPU"))
     items.sort(key=lambda item: "slow" not in item.keywords)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +61,7 @@ def fixed_seeds() -> None:
     """Random numbers that a test draws without a generator of its own are the same each time."""
     random.seed(0)
     np.random.seed(0)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

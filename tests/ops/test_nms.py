@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from rcnn.ops import boxes as geometry
+from rcnn.ops import has_kernels
 from rcnn.ops import kernels as kernel_loader
 from rcnn.ops.nms import _nms, nms, nms_reference
+from tests.ops.conftest import interpreted
+
+
+def affordable(kernels: str, images: int, count: int) -> tuple[int, int]:
+    """Images and boxes, fewer for Triton's interpreter."""
+    return (min(images, 5), min(count, 200)) if interpreted(kernels) else (images, count)
 
 
 def one_image(rows: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +109,7 @@ def test_says_what_it_refuses(threshold: float, k: int, named: str) -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 def test_kept_boxes_are_apart_and_the_others_have_a_better_neighbour(kernels: str, threshold: float) -> None:
-    boxes, scores, valid = random_problem(1, 400, seed=3)
+    boxes, scores, valid = random_problem(*affordable(kernels, 1, 400), seed=3)
     index, kept = nms(boxes, scores, valid, iou_threshold=threshold, k=400, offset=1.0)
     chosen = index[kept]
     near = geometry.iou(boxes, boxes, offset=1.0)[0] > threshold
@@ -127,7 +134,7 @@ def test_fewer_slots_keep_the_first_of_more(kernels: str) -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.001, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize(("images", "count", "k"), [(1, 3000, 600), (1, 700, 700), (5, 257, 100), (40, 60, 20)])
 def test_all_implementations_agree(kernels: str, images: int, count: int, k: int, threshold: float) -> None:
-    problem = random_problem(images, count, seed=count)
+    problem = random_problem(*affordable(kernels, images, count), seed=count)
     for offset in (0.0, 1.0):
         index, kept = nms(*problem, iou_threshold=threshold, k=k, offset=offset)
         expected_index, expected_kept = nms_reference(*problem, iou_threshold=threshold, k=k, offset=offset)
@@ -136,7 +143,7 @@ def test_all_implementations_agree(kernels: str, images: int, count: int, k: int
 
 
 def test_agrees_far_from_the_origin_and_on_strided_input(kernels: str) -> None:
-    boxes, scores, valid = random_problem(2, 800, seed=9)
+    boxes, scores, valid = random_problem(*affordable(kernels, 2, 800), seed=9)
     boxes = (boxes * 0.05 + 2e5).transpose(0, 1).contiguous().transpose(0, 1)
     got = nms(boxes, scores, valid, iou_threshold=0.6, k=500, offset=0.0)
     assert all(map(torch.equal, got, nms_reference(boxes, scores, valid, iou_threshold=0.6, k=500, offset=0.0)))
@@ -159,16 +166,26 @@ def test_operator_is_well_formed(kernels: str) -> None:
     torch.library.opcheck(_nms, (*random_problem(2, 50, seed=1), 0.5, 10, 1.0))
 
 
-def test_without_compiled_kernels_it_warns_once_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RCNN_KERNELS", raising=False)
-    monkeypatch.setitem(sys.modules, "rcnn.ops.kernels.native._native", None)
+@pytest.mark.parametrize(
+    ("chosen", "absent", "said"),
+    [
+        ("", kernel_loader.NATIVE, r"10 to 100 times slower.*reinstall rcnn"),
+        ("triton", kernel_loader.TRITON, r"many times slower.*pip install triton"),
+    ],
+)
+def test_without_fast_kernels_it_warns_once_and_works(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, absent: str, said: str
+) -> None:
+    monkeypatch.setenv("RCNN_KERNELS", chosen)
+    monkeypatch.setitem(sys.modules, absent, None)
     kernel_loader._load.cache_clear()
     problem = one_image([[0, 0, 10, 10, 0.5], [0, 1, 10, 11, 0.9]])
     try:
-        with pytest.warns(RuntimeWarning, match=r"10 to 100 times slower.*reinstall rcnn"):
+        with pytest.warns(RuntimeWarning, match=said):
             assert nms(*problem, iou_threshold=0.5, k=1, offset=0.0)[0].tolist() == [[1]]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             nms(*problem, iou_threshold=0.5, k=1, offset=0.0)
+            assert not has_kernels(torch.device("cpu"))
     finally:
         kernel_loader._load.cache_clear()

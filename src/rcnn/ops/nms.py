@@ -72,7 +72,7 @@ def _nms(
     boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float, k: int, offset: float
 ) -> tuple[Tensor, Tensor]:
     boxes, scores = boxes.detach(), scores.detach()
-    module = kernels.native_module(boxes)
+    module = kernels.module_for(boxes.device)
     if module is None:
         return nms_reference(boxes, scores, valid, iou_threshold=iou_threshold, k=k, offset=offset)
     index, kept = _nms_shapes(boxes, scores, valid, iou_threshold, k, offset)

@@ -1,6 +1,7 @@
 """RoIPool and RoIAlign: the PyTorch references, and the operators `rcnn::roi_pool` and `rcnn::roi_align`.
 
 Results are stored channels-last whatever the layout of the features; sums are float32 even for bfloat16 features.
+On a GPU gradients are sums of any order, and their last bits vary, unless torch.use_deterministic_algorithms(True).
 """
 
 from types import ModuleType
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rcnn.ops import kernels
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)  # float16 on a GPU too
 ROIS_A_CHUNK = 32  # the references' temporary memory is proportional to it
 
 
@@ -22,7 +23,7 @@ def roi_pool(
     """Take the largest feature of each of s x s bins of each RoI, differentiably in the features.
 
     Args:
-        features: Fastest in channels-last layout, float32 or bfloat16.
+        features: Fastest in channels-last layout, float32, bfloat16 or, on a GPU, float16.
         boxes: In canvas pixels; corners are rounded to cells and both corner cells belong to the RoI.
         output_size: s.
         spatial_scale: Cells per canvas pixel, 1/16 for a stride of 16.
@@ -53,7 +54,7 @@ def roi_align(
     """Average bilinear samples in each of s x s bins of each RoI, differentiably in the features.
 
     Args:
-        features: Fastest in channels-last layout, float32 or bfloat16.
+        features: Fastest in channels-last layout, float32, bfloat16 or, on a GPU, float16.
         boxes: In canvas pixels, not rounded.
         output_size: s.
         spatial_scale: Cells per canvas pixel, 1/16 for a stride of 16.
@@ -235,7 +236,8 @@ def roi_pool_backward_reference(
 
 
 def _kernels_for(x: Tensor) -> ModuleType | None:
-    return kernels.native_module(x) if x.dtype in KERNEL_DTYPES else None
+    known = x.dtype in KERNEL_DTYPES or (x.dtype == torch.float16 and kernels.uses_triton(x.device))
+    return kernels.module_for(x.device) if known else None
 
 
 def _argmax_dtype(cells: int) -> torch.dtype:
@@ -315,13 +317,15 @@ def _run_pool(
 
 
 @torch.library.custom_op("rcnn::roi_pool_backward", mutates_args=())
-def _roi_pool_backward(grad: Tensor, boxes: Tensor, argmax: Tensor, height: int, width: int) -> Tensor:
+def _roi_pool_backward(
+    grad: Tensor, boxes: Tensor, argmax: Tensor, height: int, width: int, spatial_scale: float
+) -> Tensor:
     module = _kernels_for(grad)
     if module is None:
         return roi_pool_backward_reference(grad, argmax, boxes.shape[0], height, width)
     out = _new_features(grad, boxes.shape[0], height, width)
     cells, boxes, argmax = _cells_last(grad), boxes.detach().contiguous(), _cells_last(argmax)
-    module.roi_pool_backward(cells, boxes, argmax, out.permute(0, 2, 3, 1), torch.get_num_threads())
+    module.roi_pool_backward(cells, boxes, argmax, out.permute(0, 2, 3, 1), spatial_scale, torch.get_num_threads())
     return out
 
 
@@ -346,7 +350,7 @@ def _align_features_shape(grad: Tensor, boxes: Tensor, height: int, width: int, 
 
 
 @_roi_pool_backward.register_fake
-def _pool_features_shape(grad: Tensor, boxes: Tensor, argmax: Tensor, height: int, width: int) -> Tensor:
+def _pool_features_shape(grad: Tensor, boxes: Tensor, argmax: Tensor, height: int, width: int, _: float) -> Tensor:
     return _new_features(grad, boxes.shape[0], height, width)
 
 
@@ -365,7 +369,7 @@ def _differentiate_align(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_pool(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    features, boxes, _, _ = inputs
+    features, boxes, _, ctx.spatial_scale = inputs
     ctx.map_size = features.shape[-2:]
     ctx.save_for_backward(boxes, output[1])
     ctx.set_materialize_grads(False)  # or autograd makes zeros for the argmax, more work than the operator itself
@@ -373,7 +377,7 @@ def _save_pool(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _differentiate_pool(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     boxes, argmax = ctx.saved_tensors
-    return _roi_pool_backward(grad, boxes, argmax, *ctx.map_size), None, None, None
+    return _roi_pool_backward(grad, boxes, argmax, *ctx.map_size, ctx.spatial_scale), None, None, None
 
 
 _roi_align.register_autograd(_differentiate_align, setup_context=_save_align)

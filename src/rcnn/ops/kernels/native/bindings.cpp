@@ -88,8 +88,9 @@ void roi_pool(ConstArray features, ConstArray boxes, Array out, Array argmax, fl
   });
 }
 
-void roi_pool_backward(ConstArray grad_out, ConstArray boxes, ConstArray argmax, Array grad_features, int threads) {
-  const auto problem = describe(grad_features, boxes, grad_out, {1.f, 0, false, threads});
+void roi_pool_backward(ConstArray grad_out, ConstArray boxes, ConstArray argmax, Array grad_features,
+                       float spatial_scale, int threads) {
+  const auto problem = describe(grad_features, boxes, grad_out, {spatial_scale, 0, false, threads});
   if (argmax.size() != grad_out.size()) throw nb::value_error("roi_pool_backward: argmax has a wrong shape");
   with_type(grad_out, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -139,5 +140,5 @@ NB_MODULE(_native, m) {
   m.def("roi_pool", &roi_pool, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("roi_pool_backward", &roi_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg());
+        nb::arg().noconvert(), nb::arg(), nb::arg());
 }
