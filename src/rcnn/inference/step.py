@@ -1,4 +1,4 @@
-"""One batch through the model: precision, device and compilation of inference."""
+"""One batch through the model: precision, device, compilation and capture of inference."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rcnn.inference.capture import Captured
+from rcnn.inference.upload import Upload
 from rcnn.models.faster_rcnn import FasterRCNN, ProposalRules
 from rcnn.structures import Batch, Detections, Proposals
 
@@ -41,20 +43,18 @@ class ModelStep:
         self.model = place(model, device).eval()
         self.device = device
         self.bf16 = bf16
-        self.forward = compiled(program, backend)
+        self.upload = Upload(device)
+        self.forward = Captured(compiled(program, backend), device)
 
     @torch.no_grad()
     def run(self, batch: Batch) -> tuple[Tensor, ...]:
         """The program's tensors. A batch without proposals leaves them to the RPN."""
+        batch = self.upload(batch)
         proposals = None
         if batch.proposals.shape[1]:
-            given = (batch.proposals, batch.proposals_valid.float(), batch.proposals_valid)
-            proposals = Proposals(*(x.to(self.device, non_blocking=True) for x in given))
-        images, image_size, scale = (
-            x.to(self.device, non_blocking=True) for x in (batch.images, batch.image_size, batch.scale)
-        )
+            proposals = Proposals(batch.proposals, batch.proposals_valid.float(), batch.proposals_valid)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            found = self.forward(images, image_size, scale, proposals)
+            found = self.forward(batch.images, batch.image_size, batch.scale, proposals)
         return tuple(x.cpu() for x in found)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from rcnn.inference.upload import Upload
 from rcnn.structures import Batch
 from rcnn.training.checkpoint import load_checkpoint, save_checkpoint
 from rcnn.training.log import Log
@@ -51,13 +52,14 @@ def train(
         StoppedError: a signal ended the run after its state was saved.
     """
     device = step.parameters[0].device
+    upload = Upload(device)
     done = _restore(step, folder, device)
     log.rewind(done)
     step.model.train()
     with _asked_to_stop() as asked:
         for batch in _batches(loader, done, schedule.total):
             lr = schedule(done)
-            scalars = step(Batch(*(x.to(device, non_blocking=True) for x in batch)), lr)
+            scalars = step(upload(batch), lr)
             done += 1
             epoch = done / len(loader)
             log.add(done, epoch, lr, scalars, batch)

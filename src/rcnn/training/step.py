@@ -1,10 +1,11 @@
-"""One update: loss, backward, clip, optimiser. The sole owner of compilation and precision in training."""
+"""One update: loss, backward, clip, optimiser. The sole owner of compilation, capture and precision in training."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from rcnn.inference.capture import Captured
 from rcnn.inference.step import compiled
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.structures import Batch
@@ -13,7 +14,7 @@ Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
 
 
 class TrainStep:
-    """Updates the model by one batch and returns the batch's scalars, still on the device.
+    """Updates the model by one batch and returns the batch's scalars, still on the device; see Captured for a GPU.
 
     A loss or a gradient that is not finite changes no weight: the optimiser skips that update, and the loss is NaN.
 
@@ -37,22 +38,29 @@ class TrainStep:
         self.optimiser = optimiser
         self.clip = clip
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        device = self.parameters[0].device.type
+        device = self.parameters[0].device
+        self.lr = torch.zeros((), device=device) if device.type == "cuda" else None  # where a graph reads it
 
         def forward(batch: Batch) -> dict[str, Tensor]:
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 return loss(model, batch)
 
         self.forward = compiled(forward, backend)
+        self.update = Captured(self._update, device)
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One update at learning rate `lr`; the batch is already on the model's device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr if self.lr is None else self.lr
+        if self.lr is not None:
+            self.lr.fill_(lr)
+        return self.update(batch)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
         scalars = self.forward(batch)
         scalars["loss"].backward()
         if self.clip:
             nn.utils.clip_grad_value_(self.parameters, self.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         finite = scalars["loss"].detach().isfinite() & nn.utils.get_total_norm(gradients).isfinite()
         scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)
