@@ -25,9 +25,9 @@ def open_network(settings: Settings) -> Task:
     recipe = with_precision(settings)
     batch = made_up_batch(settings.batch, settings.height, settings.width, num_classes(recipe))
     torch.manual_seed(SEED)
-    model = build.build_model(recipe.model, recipe.eval, num_classes(recipe))
+    model = build.build_model(recipe.model, recipe.eval, num_classes(recipe)).to(device)
     with torch.no_grad():
-        hidden = F.relu(model.rpn.conv(model.features(batch.images, batch.image_size)))
+        hidden = F.relu(model.rpn.conv(model.features(batch.images.to(device), batch.image_size.to(device))))
     spread_outputs(hidden, logits=model.rpn.cls, deltas=model.rpn.box)
     favour_one_class(model.head.cls_score)
     precision = recipe.train.precision if settings.what == "train" else recipe.eval.precision

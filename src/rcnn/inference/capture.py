@@ -81,12 +81,21 @@ class Recorder:
         return results
 
     def record(self, step: Step, inputs: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
-        """What replays the step, which is not run now, and the tensors that hold its results then."""
+        """What replays the step, which is not run now, and the tensors that hold its results then.
+
+        Raises:
+            ValueError: the step asks the host, as a backbone or a loss from outside may.
+        """
         graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(graph, pool=self.pool, stream=self.stream)
-        with torch.cuda.device(self.device), _benchmark(True), recording:
-            results = step(*inputs)
+        try:
+            with torch.cuda.device(self.device), _benchmark(True), self._recording(graph):
+                results = step(*inputs)
+        except RuntimeError as error:
+            raise ValueError(f"the step is no CUDA graph ({error}); RCNN_CAPTURE=0 runs it without") from error
         return graph.replay, results
+
+    def _recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        return torch.cuda.graph(graph, pool=self.pool, stream=self.stream)
 
 
 @contextmanager
