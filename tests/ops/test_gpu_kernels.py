@@ -27,9 +27,13 @@ def check(kernel, tensors, integers, floats="", **constants):
     types = {name: f"*{kind}" for name, kind in tensors.items()} | dict.fromkeys(integers.split(), "i32")
     types |= dict.fromkeys(floats.split(), "fp32") | dict.fromkeys(constants, "constexpr")
     types = {name: types[name] for name in kernel.arg_names}
-    for capability in (80, 90):
-        made = triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32))
-        print(kernel.__name__, capability, len(made.asm["cubin"]))
+    ones = {p.name: 1 for p in kernel.params if types[p.name] == "i32" and not p.do_not_specialize}
+    compile_for(80, kernel, types, constants)
+    compile_for(90, kernel, types | dict.fromkeys(ones, "constexpr"), constants | ones)  # as at a launch with ones
+
+def compile_for(capability, kernel, types, constants):
+    made = triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32))
+    print(kernel.__name__, capability, len(made.asm["cubin"]))
 
 box = {"boxes": "fp32", "extent": "i64", "words": "i64"}
 check(nms_triton._overlap_bits, box, "count blocks", "threshold offset")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 BITS = tl.constexpr(64)  # boxes of a block, in a word
 MOST_WORDS = 1024  # of kept boxes, read at once
+SIZES = ["count", "blocks", "k"]  # a program for each value would be compiled anew
 
 
 def nms(
@@ -55,7 +56,7 @@ def _load_boxes(boxes, at, count):
     return x1, y1, x2, y2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _overlap_bits(boxes, extent, words, count, blocks, threshold, offset):
     """Words (image, block, box): bit j of a box's word is set where it overlaps box j of the block, a later one."""
     block, row_block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -94,7 +95,7 @@ def _suppressed(own, free, gone, lane):
     return tl.reduce(tl.where(free & ~_bit(gone, lane), own, 0), 0, _either)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _sweep(words, alive, order, extent, place, index, kept, count, blocks, k, WIDTH: tl.constexpr):
     """Keep boxes in order until k are kept; `place` (image, k) holds their positions in the order."""
     image = tl.program_id(0).to(tl.int64)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rcnn.ops.kernels.roi_geometry_triton import align_axis, align_weight, pool_axis, pool_span
+from rcnn.ops.kernels.roi_geometry_triton import SIZES, align_axis, align_weight, pool_axis, pool_span
 
 MOST_CHANNELS = 256  # of a program
 NEAR = tl.constexpr(2.0)  # cells: one to the neighbour that a sample is shared with, one for rounding
@@ -45,7 +45,7 @@ def _near(begin, length, cell):
     return (tl.minimum(begin, end) <= cell + NEAR) & (tl.maximum(begin, end) >= cell - NEAR)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _align_gather(
     grad, boxes, out, height, width, channels, rois, size, scale,
     RATIO: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
@@ -73,7 +73,7 @@ def _align_gather(
     tl.store(out + (image * height * width + cell) * channels + channel, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _pool_gather(
     grad, boxes, argmax, out, height, width, channels, rois, size, scale, CHANNELS: tl.constexpr
 ):  # fmt: skip

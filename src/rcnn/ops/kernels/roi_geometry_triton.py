@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 MOST_SAMPLES = tl.constexpr(1e9)
+SIZES = ["height", "width", "rois", "size"]  # for do_not_specialize: Triton makes a constant of a 1, which has no type
 
 
 @triton.jit

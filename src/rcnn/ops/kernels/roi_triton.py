@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rcnn.ops.kernels import roi_gather_triton
-from rcnn.ops.kernels.roi_geometry_triton import align_axis, align_sample, pool_axis, pool_span, visible_samples
+from rcnn.ops.kernels.roi_geometry_triton import SIZES, align_axis, align_sample, pool_axis, pool_span, visible_samples
 
 MOST_CHANNELS = 512  # of a program
 
@@ -72,7 +72,7 @@ def _sizes(features: Tensor, boxes: Tensor, pooled: Tensor) -> tuple[int, ...]:
     return *features.shape[1:], boxes.shape[1], pooled.shape[1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _align(
     features, boxes, pooled, height, width, channels, rois, size, scale,
     RATIO: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BACKWARD: tl.constexpr,
@@ -118,7 +118,7 @@ def _align(
         tl.store(pooled, total * share, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _pool(
     features, boxes, pooled, argmax, height, width, channels, rois, size, scale,
     WITH_ARGMAX: tl.constexpr, CHANNELS: tl.constexpr,
@@ -150,7 +150,7 @@ def _pool(
         tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "bins"])
 def _scatter(grad, argmax, total, cells, channels, bins, CHANNELS: tl.constexpr):
     """One bin of RoIPool: its gradient added to the cell of its maximum."""
     number = tl.program_id(0).to(tl.int64)
