@@ -79,6 +79,21 @@ def test_workers_make_the_same_batches(table: RecordTable) -> None:
     elsewhere.close()
 
 
+def test_batches_kept_are_not_written_over(make_table: MakeTable) -> None:
+    """Many more than the workers have places for, on canvases of different sizes."""
+    table = make_table(SIZES * 6)
+    here, elsewhere = loader(table, batch=1, flip="both"), loader(table, batch=1, flip="both", workers=2)
+    assert_equal(list(here.epoch(0)), list(elsewhere.epoch(0)))
+    elsewhere.close()
+
+
+def test_exact_canvases_from_workers(table: RecordTable) -> None:
+    limits, options = limits_of(table, canvas="exact"), {**OPTIONS, "batch": 1}
+    elsewhere = Loader(table, limits, **{**options, "workers": 1})
+    assert_equal(list(Loader(table, limits, **options).epoch(2)), list(elsewhere.epoch(2)))
+    elsewhere.close()
+
+
 def test_workers_survive_an_epoch_that_was_left(table: RecordTable) -> None:
     made = loader(table, workers=1)
     next(made.epoch(0))

@@ -65,9 +65,10 @@ def test_a_picture_of_the_right_size_is_copied() -> None:
 
 
 def test_writes_into_a_given_canvas() -> None:
-    out = np.zeros((2, 32, 64, 3), np.uint8)
+    out = np.full((2, 32, 64, 3), 7, np.uint8)
     canvas, *_ = resize_to_canvas(random_image(10, 20), NONE, Canvas(32, 64), 20, 60, out=out[1])
-    assert np.shares_memory(canvas, out) and out[1].any() and not out[0].any()
+    fresh, *_ = resize_to_canvas(random_image(10, 20), NONE, Canvas(32, 64), 20, 60)
+    assert np.shares_memory(canvas, out) and np.array_equal(out[1], fresh) and (out[0] == 7).all()
 
 
 @given(SIDES, SIDES, SIDES, SIDES)

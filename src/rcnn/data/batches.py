@@ -1,10 +1,12 @@
 """Records and pictures -> one Batch of static shape; runs in the worker processes."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from rcnn.data.epoch import Item
 from rcnn.data.images import read_image
@@ -16,15 +18,31 @@ from rcnn.structures import Batch, Canvas, Limits
 OnBadImage = Literal["error", "blank"]
 
 
-class Made(NamedTuple):
-    """What a worker hands back: a batch, or none if it failed, and the messages of bad images."""
+class Arrays(NamedTuple):
+    """The fields of a Batch as numpy arrays."""
 
-    batch: Batch | None
+    images: np.ndarray
+    image_size: np.ndarray
+    scale: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    boxes_valid: np.ndarray
+    boxes_ignored: np.ndarray
+    proposals: np.ndarray
+    proposals_valid: np.ndarray
+    image_index: np.ndarray
+    seed: np.ndarray
+
+
+class Made(NamedTuple):
+    """A batch, or none if it failed, and the messages of bad images."""
+
+    arrays: Arrays | None
     problems: list[str]
 
 
 class BatchMaker:
-    """Makes batches from lists of items; a torch data set whose index is a list of items.
+    """Makes batches from lists of items.
 
     Args:
         sides: (short, long) to which pictures are resized; an item's canvas tells which.
@@ -46,25 +64,34 @@ class BatchMaker:
         self.sides, self.offset, self.on_bad_image = sides, offset, on_bad_image
         self.groups = len(limits.canvases) // len(sides) or 1  # canvases of each of the sides
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def make(self, items: Sequence[Item], memory: UInt8[np.ndarray, "n"] | None = None) -> Made:
+        """The batch of these items. User errors come back as messages, so that no worker traceback hides them.
 
-    def __getitems__(self, items: Sequence[Item]) -> Made:
-        """The batch of these items. User errors come back as messages, so that no worker traceback hides them."""
+        Args:
+            memory: to put the pictures into, at its start; None: memory of their own.
+        """
         canvas = self._canvas(items[0])
-        arrays = empty_arrays(len(items), canvas, self.limits.ground_truth, self.limits.proposals)
+        images = _pictures(memory, (len(items), *canvas, 3))
+        arrays = empty_arrays(images, self.limits.ground_truth, self.limits.proposals)
         arrays.seed[:] = [item.seed for item in items]
         problems = []
         for slot, item in enumerate(items):
-            if item.index < 0:
-                continue
             try:
                 self._fill(arrays, slot, item, canvas)
             except ValueError as error:
                 problems.append(str(error))
                 if self.on_bad_image == "error":
                     return Made(None, problems)
-        return Made(Batch(*map(torch.from_numpy, arrays)), problems)
+                images[slot] = 0
+        return Made(arrays, problems)
+
+    def largest_canvas(self) -> int:
+        """Pixels of the largest canvas that a batch can have."""
+        if self.limits.canvases:
+            return max(canvas.height * canvas.width for canvas in self.limits.canvases)
+        sizes = self.dataset.sizes
+        scaled = (resized_sizes(sizes, resize_scales(sizes, short=short, long=long)) for short, long in self.sides)
+        return max(int(each.prod(1).max()) for each in scaled)
 
     def _canvas(self, item: Item) -> Canvas:
         if self.limits.canvases:
@@ -77,7 +104,10 @@ class BatchMaker:
     def _sides(self, item: Item) -> tuple[int, int]:
         return self.sides[item.canvas // self.groups]
 
-    def _fill(self, arrays: "Arrays", slot: int, item: Item, canvas: Canvas) -> None:
+    def _fill(self, arrays: Arrays, slot: int, item: Item, canvas: Canvas) -> None:
+        if item.index < 0:
+            arrays.images[slot] = 0
+            return
         record = self.dataset[item.index]
         image, boxes = read_image(record.path), record.boxes
         _check_size(record, image.shape[:2])
@@ -95,26 +125,11 @@ class BatchMaker:
             arrays.proposals_valid[slot, : len(found)] = True
 
 
-class Arrays(NamedTuple):
-    """The fields of a Batch as numpy arrays."""
-
-    images: np.ndarray
-    image_size: np.ndarray
-    scale: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    boxes_valid: np.ndarray
-    boxes_ignored: np.ndarray
-    proposals: np.ndarray
-    proposals_valid: np.ndarray
-    image_index: np.ndarray
-    seed: np.ndarray
-
-
-def empty_arrays(batch: int, canvas: Canvas, slots: int, proposals: int = 0) -> Arrays:
-    """A batch of empty places: black canvases without boxes, whose image_index is -1."""
+def empty_arrays(images: UInt8[np.ndarray, "B H W 3"], slots: int, proposals: int = 0) -> Arrays:
+    """A batch of these pictures without boxes, whose image_index is -1."""
+    batch, *canvas, _ = images.shape
     return Arrays(
-        images=np.zeros((batch, *canvas, 3), np.uint8),
+        images=images,
         image_size=np.tile(np.array(canvas, np.int64), (batch, 1)),
         scale=np.ones(batch, np.float32),
         boxes=np.zeros((batch, slots, 4), np.float32),
@@ -126,6 +141,15 @@ def empty_arrays(batch: int, canvas: Canvas, slots: int, proposals: int = 0) -> 
         image_index=np.full(batch, -1, np.int64),
         seed=np.zeros(batch, np.int64),
     )
+
+
+def to_tensors(arrays: Arrays) -> Batch:
+    """The same memory as tensors."""
+    return Batch(*map(torch.from_numpy, arrays))
+
+
+def _pictures(memory: UInt8[np.ndarray, "n"] | None, shape: tuple[int, ...]) -> UInt8[np.ndarray, "B H W 3"]:
+    return np.empty(shape, np.uint8) if memory is None else memory[: math.prod(shape)].reshape(shape)
 
 
 def _check_size(record: Record, shape: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import cv2
@@ -12,14 +13,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from rcnn.data.batches import BatchMaker, Made, OnBadImage
+from rcnn.data.batches import BatchMaker, Made, OnBadImage, to_tensors
 from rcnn.data.canvases import choose_canvases
-from rcnn.data.epoch import EpochPlan, Flip, Item, plan_epoch
+from rcnn.data.epoch import EpochPlan, Flip, plan_epoch
+from rcnn.data.handover import Order, SharedMaker
 from rcnn.data.proposals import ProposalTable
 from rcnn.data.records import Dataset, require_boxes
 from rcnn.structures import Batch, Limits
 
 logger = logging.getLogger("rcnn.data")
+AHEAD = 2  # batches that each worker has made or is making before they are asked for
 
 
 class Loader:
@@ -86,8 +89,7 @@ class Loader:
         self._steps = len(self._plan(epoch=0).canvas)
         if not self._steps:
             raise ValueError(f"{dataset.name}: its {len(dataset)} images fill no batch of {batch * world}; use less")
-        self._sampler = _Steps(self._plan(epoch=0))
-        self._processes = self._start(workers) if workers else None
+        self._workers = _Workers(self._maker, workers, batch) if workers else None
         self._current = 0  # number of the latest epoch iterator; the workers serve one at a time
 
     def __len__(self) -> int:
@@ -101,45 +103,60 @@ class Loader:
         """
         self._current += 1
         number = self._current
-        self._sampler.plan, self._sampler.start = self._plan(epoch=index), start_step
-        in_this_process = map(self._maker.__getitems__, self._sampler)
-        for result in in_this_process if self._processes is None else self._processes:
+        plan = self._plan(epoch=index)
+        here = map(self._maker.make, plan.batches(start_step))
+        for result in self._workers.epoch(plan, start_step) if self._workers else here:
             yield _unwrap(result)
             if number != self._current:
                 raise RuntimeError("another epoch of this loader was begun; finish one before the next")
 
     def close(self) -> None:
         """Ends the worker processes."""
-        self._processes = None
+        self._workers = None
 
-    def _start(self, workers: int) -> DataLoader:
-        return DataLoader(
+
+class _Workers:
+    """The processes that make batches, a fixed number of steps ahead of the loop."""
+
+    def __init__(self, maker: BatchMaker, workers: int, batch: int):
+        # one place more than can be ordered: the batch that is being received has its place too
+        self._maker = SharedMaker(maker, places=workers * AHEAD + 1, batch=batch)
+        self._orders = _Orders(self._maker.places)
+        self._processes = DataLoader(
             self._maker,  # pyright: ignore[reportArgumentType]: indexed by __getitems__ only
-            batch_sampler=self._sampler,
+            batch_sampler=self._orders,  # pyright: ignore[reportArgumentType]: an index is an Order
             num_workers=workers,
             collate_fn=_as_it_is,
             worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # leaves the global one as it is
+            prefetch_factor=AHEAD,
             persistent_workers=True,
         )
 
+    def epoch(self, plan: EpochPlan, start: int) -> Iterator[Made]:
+        self._orders.plan, self._orders.start = plan, start
+        return map(self._maker.receive, self._processes)
 
-class _Steps(Iterable[list[Item]]):
-    """The batch sampler: the items of the steps that the loader asks for next."""
 
-    def __init__(self, plan: EpochPlan):
-        self.plan, self.start = plan, 0
+class _Orders(Iterable[Order]):
+    """The batch sampler: what is ordered next, each step in the next place."""
 
-    def __iter__(self) -> Iterator[list[Item]]:
-        return self.plan.batches(self.start)
+    def __init__(self, places: int):
+        self._places = places
+        self.plan: EpochPlan | None = None
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Order]:
+        assert self.plan is not None
+        return map(Order, self.plan.batches(self.start), cycle(range(self._places)))
 
 
 def _unwrap(made: Made) -> Batch:
-    if made.batch is None:
+    if made.arrays is None:
         raise ValueError(made.problems[0])
     for problem in made.problems:
         logger.warning("left out: %s", problem)
-    return made.batch
+    return to_tensors(made.arrays)
 
 
 def _as_it_is(made: Any) -> Any:

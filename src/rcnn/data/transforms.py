@@ -42,7 +42,7 @@ def resize_to_canvas(
     """Scales a picture and its boxes and puts it into the left top corner of a canvas, zero elsewhere.
 
     Args:
-        out: a zeroed canvas to write into; made if not given.
+        out: a canvas to write into, whatever it holds; made if not given.
 
     Returns:
         The canvas, the (height, width) that the picture takes on it, the scale, and the boxes in canvas pixels.
@@ -51,7 +51,8 @@ def resize_to_canvas(
     scale = fit_scale(height, width, canvas, short=short, long=long)
     new_height, new_width = resized_sizes(np.array([[height, width]]), np.array([scale]))[0].tolist()
     if out is None:
-        out = np.zeros((*canvas, 3), np.uint8)
+        out = np.empty((*canvas, 3), np.uint8)
+    out[new_height:], out[:new_height, new_width:] = 0, 0
     picture = out[:new_height, :new_width]
     if scale == 1.0:
         picture[...] = image
