@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +10,8 @@ import pytest
 
 from rcnn.cli import main
 from tests.parity.golden import forward_shapes, he_params
-from tests.parity.old_checkpoints import Form, Header, agreement, in_form, write_params
+from tests.parity.golden_detections import count_agreed, golden_detections
+from tests.parity.old_checkpoints import Form, Header, in_form, write_params
 
 RECIPES = {"vgg16": "vgg16_voc07", "resnet101": "r101_voc0712"}
 ANNOTATION = """<annotation><size><width>{w}</width><height>{h}</height><depth>3</depth></size><object>
@@ -29,44 +29,40 @@ def convert(shared: Path, folder: Path, network: str, form: Form, header: Header
     return out
 
 
-def demo(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def demo(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> list[list[float]]:
+    """What `rcnn demo` prints, as rows of label, score and box."""
     capsys.readouterr()
     words = ["demo", str(model), str(picture), "--json", "--threshold", "0.001", "--device", "cpu"]
     assert main([*words, "--out", str(model.parent / "demo")]) == 0
-    return json.loads(capsys.readouterr().out)["detections"]
+    found = json.loads(capsys.readouterr().out)["detections"]
+    return [[entry["label"], entry["score"], *entry["box"]] for entry in found]
 
 
-def assert_agrees(shared: Path, found: list[dict[str, Any]], network: str, least: float) -> None:
-    golden = np.load(shared / "golden" / f"{network}.npz")["detections"]
+def assert_agrees(shared: Path, found: list[list[float]], network: str) -> None:
+    """As many as MXNet found, and at least 99 of 100 one to one the same; equal scores go by position."""
+    golden = golden_detections(np.load(shared / "golden" / f"{network}.npz"))
     height, width = cv2.imread(str(shared / "golden" / "coffee.png")).shape[:2]
-    exact, tied = agreement(found, golden, (height, width))
+    golden[:, 2:] = golden[:, 2:].clip(max=[width - 1, height - 1] * 2)  # MXNet's may end a fraction of a pixel outside
     assert len(found) == len(golden)
-    assert exact >= least * len(golden), (exact, tied, len(golden))
-    assert exact + tied >= 0.99 * len(golden), (exact, tied, len(golden))
+    agreed = count_agreed(np.array(found), golden)
+    assert agreed >= 0.99 * len(golden), (agreed, len(golden))
 
 
-# Of the 678 detections of ResNet-101 seven hang on the order of RoIs with equal scores.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "form", "header", "least"),
+    ("network", "form", "header"),
     [
-        ("vgg16", "v5", "legacy", 0.99),
-        ("vgg16", "v6", "v2", 0.99),
-        ("resnet101", "v5", "v2", 0.985),
-        ("resnet101", "v6", "legacy", 0.985),
+        ("vgg16", "v5", "legacy"),
+        ("vgg16", "v6", "v2"),
+        ("resnet101", "v5", "v2"),
+        ("resnet101", "v6", "legacy"),
     ],
 )
 def test_a_checkpoint_of_mx_rcnn_detects_as_it_did(
-    shared: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    network: str,
-    form: Form,
-    header: Header,
-    least: float,
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], network: str, form: Form, header: Header
 ) -> None:
     model = convert(shared, tmp_path, network, form, header, RECIPES[network])
-    assert_agrees(shared, demo(model, shared / "golden" / "coffee.png", capsys), network, least)
+    assert_agrees(shared, demo(model, shared / "golden" / "coffee.png", capsys), network)
     model.unlink()
 
 
@@ -81,13 +77,13 @@ def test_a_recipe_file_serves_a_network_without_a_recipe_of_its_own(
         "RECIPE = replace(BASE, model=replace(BASE.model, backbone='resnet50_v2'))\n"
     )
     model = convert(shared, tmp_path, "resnet50", "v5", "legacy", str(recipe))
-    assert_agrees(shared, demo(model, shared / "golden" / "coffee.png", capsys), "resnet50", 0.99)
-    assert_agrees(shared, run_test(shared, model, tmp_path), "resnet50", 0.99)
+    assert_agrees(shared, demo(model, shared / "golden" / "coffee.png", capsys), "resnet50")
+    assert_agrees(shared, run_test(shared, model, tmp_path), "resnet50")
     model.unlink()
 
 
-def run_test(shared: Path, model: Path, folder: Path) -> list[dict[str, Any]]:
-    """`rcnn test` on a VOC-style folder of one picture; what its detections.json holds, as `rcnn demo` prints it."""
+def run_test(shared: Path, model: Path, folder: Path) -> list[list[float]]:
+    """`rcnn test` on a VOC-style folder of one picture; its detections.json as rows like those of `demo`."""
     root = folder / "voc"
     for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / part).mkdir(parents=True)
@@ -101,6 +97,6 @@ def run_test(shared: Path, model: Path, folder: Path) -> list[dict[str, Any]]:
     found = []
     for entry in document["detections"]:
         x, y, w, h = entry["bbox"]
-        box = [x, y, x + w - 1, y + h - 1]  # inclusive boxes: the last pixel belongs to the width
-        found.append({"label": entry["category_id"], "score": entry["score"], "box": box})
+        # inclusive boxes: the last pixel belongs to the width
+        found.append([entry["category_id"], entry["score"], x, y, x + w - 1, y + h - 1])
     return found
