@@ -215,3 +215,11 @@ def test_a_run_is_resumed_with_the_same_network_and_data(tmp_path: Path) -> None
         runs.open_run(tmp_path, recipe, False)
     with pytest.raises(ValueError, match=r"nothing to resume"):
         runs.open_run(tmp_path / "other", recipe, True)
+
+
+def test_frozen_random_weights_are_told(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small(shapes)
+    train(replace(recipe, train=replace(recipe.train, method="rpn", epochs=0.25)), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert f"random weights, of which {', '.join(recipe.model.frozen)} will stay so" in told
+    assert "--model.pretrained FILE" in told

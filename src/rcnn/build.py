@@ -137,7 +137,7 @@ def _freeze(backbone: nn.Module, prefixes: tuple[str, ...]) -> None:
 def load_pretrained(detector: FasterRCNN, model: Model, classes: tuple[str, ...]) -> TransferReport:
     """Copy what fits of the recipe's weights file into the detector, its input range matched to the recipe's."""
     tensors, source = read_weights(model.pretrained, model.backbone)
-    tensors = match_pixels(tensors, source.pixels, PixelRange(model.pixel_mean, model.pixel_std))
+    tensors = match_pixels(tensors, source.pixels, PixelRange(model.pixel_mean, model.pixel_std), source=source)
     return load_into(detector, tensors, source=str(source), classes=classes, source_classes=source.classes)
 
 
@@ -311,7 +311,8 @@ def convert(source: Path, out: Path, recipe: Recipe, classes: tuple[str, ...], p
     tensors, origin = read_weights(source, recipe.model.backbone, pixels)
     rows, names = tensors.get("head.cls_score.weight"), ("object",)
     if rows is None:
-        tensors = match_pixels(tensors, origin.pixels, PixelRange(recipe.model.pixel_mean, recipe.model.pixel_std))
+        wanted = PixelRange(recipe.model.pixel_mean, recipe.model.pixel_std)
+        tensors = match_pixels(tensors, origin.pixels, wanted, source=origin)
     else:
         names, known = classes or origin.classes, (VOC_CLASSES, COCO_CLASSES)
         names = name_classes(len(rows) - 1 if rows.dim() else 0, names, known=known, source=source)

@@ -86,7 +86,7 @@ class Model:
     frozen: tuple[str, ...] = ("conv1", "conv2")
     """parameters not trained: prefixes of stage names of the backbone; all: the whole backbone"""
     pretrained: str = ""
-    """weights to start from: a .safetensors or .pth file; empty: random"""
+    """weights to start from: .safetensors, .pth, MXNet's .params or Caffe's .caffemodel; empty: random"""
 
 
 @dataclass(frozen=True)

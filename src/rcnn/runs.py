@@ -145,6 +145,12 @@ def _train_phase(recipe: Recipe, dataset: RecordTable, run: Path, device: torch.
     model = build.build_model(recipe.model, recipe.eval, len(dataset.classes))
     if recipe.model.pretrained:
         print(build.load_pretrained(model, recipe.model, dataset.classes).format(), file=sys.stderr)
+    elif recipe.model.frozen:
+        print(
+            f"starting from random weights, of which {', '.join(recipe.model.frozen)} will stay so (--model.frozen): "
+            f"give ImageNet weights with --model.pretrained FILE; rcnn download --list shows some",
+            file=sys.stderr,
+        )
     proposals = None
     if recipe.train.method == "fast_rcnn":
         proposals = build.open_given_proposals(recipe, dataset, recipe.data.train_proposals)

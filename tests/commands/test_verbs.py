@@ -93,6 +93,28 @@ def test_demo_draws_and_prints_json(
     assert drawn.shape == cv2.imread(str(picture)).shape
 
 
+@pytest.mark.parametrize("display", [True, False])
+def test_demo_shows_a_window_or_says_that_there_is_none(
+    run: Path,
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    display: bool,
+) -> None:
+    from matplotlib import pyplot
+
+    monkeypatch.setattr(pyplot, "get_backend", lambda: "qtagg" if display else "agg")
+    shown = []
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gca().images[0].get_array()))
+    picture = next((shapes / "JPEGImages").glob("test_*"))
+    assert main(["demo", str(run), str(picture), "--out", str(tmp_path), "--show", "--device", "cpu"]) == 0
+    pyplot.close("all")
+    assert [array.shape for array in shown] == ([cv2.imread(str(picture)).shape] if display else [])
+    told = f"no window can be opened here; look at {tmp_path / f'{picture.stem}_result.jpg'}"
+    assert (told in capsys.readouterr().err) != display
+
+
 def test_python_api(run: Path, shapes: Path) -> None:
     import rcnn
 

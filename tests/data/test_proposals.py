@@ -213,6 +213,12 @@ def test_split_refuses_other_files(files: str) -> None:
         split_files(files)
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.mat", "a.pkl"])
+def test_a_file_that_is_not_there_says_where_one_comes_from(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: no such file; rcnn proposals makes .* rcnn download"):
+        open_proposals(str(tmp_path / name), dataset("x"), offset=1.0)
+
+
 def test_an_image_without_proposals_is_named(tmp_path: Path) -> None:
     path = str(write_npz(tmp_path / "a.npz", {"a": A, "x": A}))
     expected = (

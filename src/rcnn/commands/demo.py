@@ -102,6 +102,9 @@ def write_picture(out: Path, path: Path, image, result, classes: tuple[str, ...]
 def _show(target: Path, drawn) -> None:
     from matplotlib import pyplot
 
+    if pyplot.get_backend().lower() == "agg":  # what matplotlib takes without a display, and then shows nothing
+        print(f"rcnn: no window can be opened here; look at {target}", file=sys.stderr)
+        return
     pyplot.figure(str(target))
     pyplot.imshow(drawn)
     pyplot.axis("off")

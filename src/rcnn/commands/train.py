@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
     from rcnn.recipes.find import find_recipe, recipe_names, recipe_summary
 
     if "--list" in argv:
-        print("\n".join(f"{name:<16} {recipe_summary(name)}" for name in recipe_names()))
+        width = max(map(len, recipe_names()))
+        print("\n".join(f"{name:<{width}}  {recipe_summary(name)}" for name in recipe_names()))
         return 0
     named = bool(argv) and not argv[0].startswith("-")
     if not named and not {"-h", "--help"} & set(argv):

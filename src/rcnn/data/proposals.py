@@ -167,6 +167,10 @@ def _read(path: str) -> ProposalFile:
     from rcnn.data.proposal_npz import read_npz
     from rcnn.data.proposal_pickle import read_pickle
 
+    if not os.path.exists(path):
+        raise ValueError(
+            f"{path}: no such file; rcnn proposals makes proposals, rcnn download selective_search fetches those of VOC"
+        )
     return {".npz": read_npz, ".mat": read_mat, ".pkl": read_pickle}[path[-4:].lower()](path)
 
 

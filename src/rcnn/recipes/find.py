@@ -33,7 +33,7 @@ def find_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix not in (".py", ".json"):
         close = get_close_matches(name, recipe_names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "give a name or the path of a .py or .json file"
+        hint = f"did you mean {close[0]}?" if close else "give a name or the path of a .py or .json file."
         raise ValueError(f"unknown recipe {name!r}; {hint} Known: {', '.join(recipe_names())}")
     if not path.is_file():
         raise ValueError(f"{name}: no such recipe file")

@@ -1,6 +1,6 @@
 """Pre-activation ResNet-101 on VOC 2007, end to end, as mx-rcnn's resnet_voc07.sh.
 
-    rcnn train r101_voc07 --data.root data/VOCdevkit --model.pretrained weights/resnet101_v2.safetensors
+    rcnn train r101_voc07 --data.root data/VOCdevkit --model.pretrained resnet-101-0000.params
     rcnn test runs/r101_voc07 --data.root data/VOCdevkit
 
 Expected: not published by mx-rcnn and not measured here.

@@ -1,6 +1,6 @@
 """Pre-activation ResNet-101 on VOC 2007 by 4-step alternate training (mx-rcnn had none with a ResNet).
 
-    rcnn train r101_voc07_alternate --data.root data/VOCdevkit --model.pretrained weights/resnet101_v2.safetensors
+    rcnn train r101_voc07_alternate --data.root data/VOCdevkit --model.pretrained resnet-101-0000.params
     rcnn test runs/r101_voc07_alternate --data.root data/VOCdevkit
 
 Expected: not measured here. Phases as in vgg16_voc07_alternate; the head is the network's last stage.

@@ -1,6 +1,6 @@
 """VGG16 on COCO, as mx-rcnn trained it end to end.
 
-    rcnn train vgg16_coco --data.root data/coco --model.pretrained weights/vgg16.pth
+    rcnn train vgg16_coco --data.root data/coco --model.pretrained weights/VGG_ILSVRC_16_layers.caffemodel
     rcnn test runs/vgg16_coco --data.root data/coco
 
 Expected: AP 22.8 on val: mx-rcnn's README (train2014 -> val2014), py-faster-rcnn 21.2. Not measured here. The sets of

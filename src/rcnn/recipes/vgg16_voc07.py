@@ -1,6 +1,6 @@
 """VGG16 on VOC 2007, as mx-rcnn trained it end to end.
 
-    rcnn train vgg16_voc07 --data.root data/VOCdevkit --model.pretrained weights/vgg16.pth
+    rcnn train vgg16_voc07 --data.root data/VOCdevkit --model.pretrained weights/VGG_ILSVRC_16_layers.caffemodel
     rcnn test runs/vgg16_voc07 --data.root data/VOCdevkit
 
 Expected: mAP 70.2 (11 points) on VOC 2007 test: mx-rcnn's README has 70.23, the paper 69.9. Not measured here: neither

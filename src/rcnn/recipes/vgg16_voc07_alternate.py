@@ -1,7 +1,7 @@
 """VGG16 on VOC 2007 by 4-step alternate training, as mx-rcnn's train_alternate.py.
 
-    rcnn train vgg16_voc07_alternate --data.root data/VOCdevkit --model.pretrained weights/vgg16.pth
-    rcnn test runs/vgg16_voc07_alternate --data.root data/VOCdevkit
+    rcnn train vgg16_voc07_alternate --model.pretrained weights/VGG_ILSVRC_16_layers.caffemodel
+    rcnn test runs/vgg16_voc07_alternate
 
 Expected: mAP 69.6 (11 points) on VOC 2007 test: mx-rcnn's README has 69.62, the paper 69.9. Not measured here. The run
 directory holds the phases rpn1, rcnn1, rpn2 and rcnn2, each a run of its own with its model, and the detector joined of

@@ -27,7 +27,9 @@ def take_rgb(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return changed
 
 
-def match_pixels(tensors: Mapping[str, Tensor], trained: PixelRange | None, wanted: PixelRange) -> dict[str, Tensor]:
+def match_pixels(
+    tensors: Mapping[str, Tensor], trained: PixelRange | None, wanted: PixelRange, *, source: object
+) -> dict[str, Tensor]:
     """The tensors (our names) changed so that a network fed in the range `wanted` computes what it did in `trained`.
 
     The first convolution takes over the scale, its bias or batch norm the shift. Without it torchvision's VGG16,
@@ -37,23 +39,33 @@ def match_pixels(tensors: Mapping[str, Tensor], trained: PixelRange | None, want
     Differs: at the picture's edge, where zeros are padded, the shift is not undone; between the common ImageNet
     means it is below 0.02 standard deviations.
 
+    Args:
+        source: what the tensors were read from, for messages.
+
     Raises:
-        ValueError: for MXNet's ResNets, whose first layer is a batch norm.
+        ValueError: for MXNet's ResNets, whose first layer is a batch norm; a first convolution that takes no RGB, or
+            lacks its bias or batch norm.
     """
     changed = dict(tensors)
     if trained is None or _close(trained, wanted):
         return changed
     if "backbone.bn_data.weight" in tensors:
         values = f"--model.pixel_mean {_words(trained.mean)} --model.pixel_std {_words(trained.std)}"
-        raise ValueError(f"weights of MXNet's ResNet take their own input range; use {values}")
+        raise ValueError(f"{source}: weights of MXNet's ResNet take their own input range; use {values}")
     scale, shift = _affine(trained, wanted)
     for conv, follower in (("conv1_1.weight", "conv1_1.bias"), ("conv1.weight", "bn1.running_mean")):
         weight = tensors.get(f"backbone.{conv}")
         if weight is None:
             continue
+        moved, sign = tensors.get(f"backbone.{follower}"), 1 if follower.endswith("bias") else -1
+        if weight.dim() != 4 or weight.shape[1] != 3 or moved is None or moved.shape != weight.shape[:1]:
+            held = "no" if moved is None else f"{tuple(moved.shape)} of"
+            raise ValueError(
+                f"{source}: its backbone.{conv} is {tuple(weight.shape)}, with {held} {follower}: no whole first layer "
+                "of a network that takes RGB; give the weights of a whole backbone"
+            )
         exact = weight.double()
         changed[f"backbone.{conv}"] = (exact * scale[:, None, None]).to(weight.dtype)
-        moved, sign = tensors[f"backbone.{follower}"], 1 if follower.endswith("bias") else -1
         added = sign * (exact.sum((2, 3)) @ shift)
         changed[f"backbone.{follower}"] = (moved.double() + added).to(moved.dtype)
     return changed
