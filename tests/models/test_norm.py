@@ -1,9 +1,8 @@
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn.models.norm import FrozenBatchNorm, conv_norm
+from rcnn.models.norm import FrozenBatchNorm
 
 
 def random_norm(channels: int, **options: bool) -> FrozenBatchNorm:
@@ -35,20 +34,3 @@ def test_it_is_frozen_and_its_names_are_those_of_batch_norm() -> None:
     norm = FrozenBatchNorm(4)
     assert not any(p.requires_grad for p in norm.parameters())
     assert set(norm.state_dict()) | {"num_batches_tracked"} == set(nn.BatchNorm2d(4).state_dict())
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_folded_equals_unfolded_in_value_and_in_every_gradient(groups: int) -> None:
-    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=False)
-    norm = random_norm(6).requires_grad_(True)
-    x = torch.randn(2, 4, 7, 8, requires_grad=True)
-    leaves = [x, conv.weight, norm.weight, norm.bias]
-    folded, unfolded = conv_norm(x, conv, norm), by_definition(conv(x), norm)
-    assert torch.allclose(folded, unfolded, atol=1e-5)
-    weight = torch.randn_like(folded)
-    for ours, theirs in zip(
-        torch.autograd.grad((folded * weight).sum(), leaves),
-        torch.autograd.grad((unfolded * weight).sum(), leaves),
-        strict=True,
-    ):
-        assert torch.allclose(ours, theirs, atol=1e-4)

@@ -30,7 +30,8 @@ def test_agreement_with_the_network_written_out() -> None:
     with torch.no_grad():
         features = vgg(x)
         assert features.shape == (1, 512, 2, 3)  # no pooling after conv5_3: a sixteenth, rounded down
-        assert torch.equal(features, nn.Sequential(*layers)(x))
+        written_out = nn.Sequential(*layers)(x)  # by other kernels, which round otherwise
+        assert torch.allclose(features, written_out, rtol=1e-4, atol=1e-5 * written_out.abs().max().item())
         assert torch.equal(features, F.relu(features))
 
 

@@ -31,13 +31,13 @@ def open_network(settings: Settings) -> Task:
     spread_outputs(hidden, logits=model.rpn.cls, deltas=model.rpn.box)
     favour_one_class(model.head.cls_score)
     precision = recipe.train.precision if settings.what == "train" else recipe.eval.precision
-    about = (precision_name(precision, device), device, settings.batch, model.head)
+    about = (precision_name(precision, device), device, settings.batch)
     if settings.what == "train":
         train = build.build_train_step(recipe.train, model, device)
         on_device = Batch(*(x.to(device) for x in batch))
-        return Task(lambda: train(on_device, LEARNING_RATE), *about)
+        return Task(lambda: train(on_device, LEARNING_RATE), *about, model.head)
     detect = build.build_detect_step(recipe.eval, model, device)
-    return Task(lambda: detect(batch), *about)
+    return Task(lambda: detect(batch), *about, detect.model.head)
 
 
 def with_precision(settings: Settings) -> Recipe:

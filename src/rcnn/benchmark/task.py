@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,12 +41,25 @@ def count_work(task: Task) -> Work:
     rois: list[int] = []
     hook = task.head and task.head.register_forward_pre_hook(lambda _, arguments: rois.append(len(arguments[0])))
     try:
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        formulas = {torch.ops.mkldnn._convolution_pointwise: _convolution, torch.ops.mkldnn._linear_pointwise: _linear}
+        counter = FlopCounterMode(display=False, custom_mapping=formulas)
+        with torch.compiler.set_stance("force_eager"), counter:
             task.run()
     finally:
         if hook:
             hook.remove()
     return Work(counter.get_total_flops(), sum(rois))
+
+
+def _convolution(*shapes: Any, out_shape: Any, **_: Any) -> int:
+    """FLOPs of oneDNN's convolution of (x, weight, bias), or of (x, map to add, weight, bias)."""
+    weight = shapes[2] if len(shapes[2]) == 4 else shapes[1]
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _linear(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """FLOPs of oneDNN's linear layer."""
+    return 2 * prod(out_shape) * x[-1]
 
 
 def _wait(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """One batch through the model: precision, device, compilation and capture of inference."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from rcnn.inference.capture import Captured
 from rcnn.inference.upload import Upload
 from rcnn.models.faster_rcnn import FasterRCNN, ProposalRules
+from rcnn.models.layers import fuse
 from rcnn.structures import Batch, Detections, Proposals
 
 MOST_PROGRAMS = 64  # canvases, models and phases of a process; PyTorch's own limit of 8 would stop at the ninth canvas
@@ -25,26 +27,31 @@ def compiled(function: Callable[..., Any], backend: str | None) -> Callable[...,
 class ModelStep:
     """Runs a program of the model on batches; the results are on the CPU.
 
+    It runs a copy that shares the model's weights until the first batch, which folds, casts and packs them: change no
+    weight in between. Whoever drops the model then holds the weights once.
+
     Args:
-        program: of (images, image_size, scale, proposals or None), for example the model itself.
-        bf16: autocast of convolutions and matrix products.
-        backend: of torch.compile; None runs eagerly.
+        program: what a model runs, of (images, image_size, scale, proposals or None); for example the model itself.
+        bf16: convolutions and matrix products in bfloat16.
+        backend: of torch.compile, which fuses by itself; None runs eagerly.
     """
 
     def __init__(
         self,
         model: FasterRCNN,
-        program: Callable[..., tuple[Tensor, ...]],
+        program: Callable[[FasterRCNN], Callable[..., tuple[Tensor, ...]]],
         *,
         device: torch.device,
         bf16: bool = False,
         backend: str | None = None,
     ) -> None:
         self.model = place(model, device).eval()
+        self.bf16 = bf16  # for layers that are not fused
+        if backend is None:
+            self.model = fused_copy(self.model, torch.bfloat16 if bf16 else torch.float32)
         self.device = device
-        self.bf16 = bf16
         self.upload = Upload(device)
-        self.forward = Captured(compiled(program, backend), device)
+        self.forward = Captured(compiled(program(self.model), backend), device)
 
     @torch.no_grad()
     def run(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -64,7 +71,7 @@ class DetectStep(ModelStep):
     def __init__(
         self, model: FasterRCNN, *, device: torch.device, bf16: bool = False, backend: str | None = None
     ) -> None:
-        super().__init__(model, model, device=device, bf16=bf16, backend=backend)
+        super().__init__(model, lambda own: own, device=device, bf16=bf16, backend=backend)
 
     def __call__(self, batch: Batch) -> Detections:
         return Detections(*self.run(batch))
@@ -82,11 +89,14 @@ class ProposeStep(ModelStep):
         bf16: bool = False,
         backend: str | None = None,
     ) -> None:
-        def propose(images: Tensor, image_size: Tensor, scale: Tensor, given: None) -> Proposals:
-            rpn = model.rpn(model.features(images, image_size), image_size)
-            return model.propose(rpn, image_size, scale, rules)
+        def program(own: FasterRCNN) -> Callable[..., Proposals]:
+            def propose(images: Tensor, image_size: Tensor, scale: Tensor, given: None) -> Proposals:
+                rpn = own.rpn(own.features(images, image_size), image_size)
+                return own.propose(rpn, image_size, scale, rules)
 
-        super().__init__(model, propose, device=device, bf16=bf16, backend=backend)
+            return propose
+
+        super().__init__(model, program, device=device, bf16=bf16, backend=backend)
 
     def __call__(self, batch: Batch) -> Proposals:
         return Proposals(*self.run(batch))
@@ -95,3 +105,11 @@ class ProposeStep(ModelStep):
 def place(model: FasterRCNN, device: torch.device) -> FasterRCNN:
     """The model on the device, its convolution weights channels-last, as the images come."""
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: stubs lack it
+
+
+def fused_copy(model: FasterRCNN, dtype: torch.dtype) -> FasterRCNN:
+    """A copy of the modules, but not of the weights, whose layers are fused for inference in the dtype."""
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, shared)
+    fuse(copied, dtype)
+    return copied

@@ -7,6 +7,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from rcnn.models.heads import RoiHead
+from rcnn.models.layers import FusedConv
 from rcnn.models.rpn import RPN
 from rcnn.ops.boxes import clip, decode
 from rcnn.ops.nms import nms
@@ -83,11 +84,11 @@ class FasterRCNN(nn.Module):
 
     def features(self, images: UInt8[Tensor, "B H W 3"], image_size: Int64[Tensor, "B 2"]) -> Float[Tensor, "B F h w"]:
         """The backbone's features; the canvas outside the picture is zero after normalisation, not before."""
-        x = (images.float() - self.pixel_mean.float()) / self.pixel_std.float()
+        x = (images.float() - self.pixel_mean.float()).div_(self.pixel_std.float())
         rows = torch.arange(images.shape[1], device=images.device)[None] < image_size[:, :1]
         columns = torch.arange(images.shape[2], device=images.device)[None] < image_size[:, 1:]
-        x = x * (rows[:, :, None] & columns[:, None, :])[..., None]
-        return self.backbone(x.permute(0, 3, 1, 2).to(self.rpn.conv.weight.dtype))
+        x = x.mul_((rows[:, :, None] & columns[:, None, :])[..., None])
+        return self.backbone(x.permute(0, 3, 1, 2).to(_dtype(self.rpn.conv)))
 
     @torch.no_grad()
     def propose(
@@ -178,6 +179,10 @@ class FasterRCNN(nn.Module):
             proposals = self.propose(self.rpn(features, image_size), image_size, scale, self.proposal_rules)
         logits, deltas = self.classify(features, proposals.boxes)
         return self.detect(proposals, logits, deltas, image_size, scale)
+
+
+def _dtype(conv: nn.Conv2d | FusedConv) -> torch.dtype:
+    return conv.dtype if isinstance(conv, FusedConv) else conv.weight.dtype
 
 
 def _best(boxes: Tensor, scores: Tensor, *, classes: int, most: int) -> Detections:

@@ -4,6 +4,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcnn.models.layers import dense
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.resnet import DEPTHS, make_layer
 from rcnn.models.resnet_v2 import EPS, stage_units
@@ -30,7 +31,7 @@ class RoiHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "n F s s"]) -> tuple[Float32[Tensor, "n K"], Float32[Tensor, "n 4*K"]]:
         embedded = self.embed(x)
-        return self.cls_score(embedded).float(), self.bbox_pred(embedded).float()
+        return dense(embedded, self.cls_score).float(), dense(embedded, self.bbox_pred).float()
 
 
 class FCHead(RoiHead):
@@ -46,9 +47,9 @@ class FCHead(RoiHead):
             nn.init.zeros_(layer.bias)
 
     def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
-        x = F.relu(self.fc6(x.flatten(1)), inplace=True)
+        x = dense(x, self.fc6, relu=True)
         x = F.dropout(x, self.dropout, self.training)
-        x = F.relu(self.fc7(x), inplace=True)
+        x = dense(x, self.fc7, relu=True)
         return F.dropout(x, self.dropout, self.training)
 
 

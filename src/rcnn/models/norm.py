@@ -1,9 +1,8 @@
-"""Batch normalisation with fixed statistics, folded into the convolution before it."""
+"""Batch normalisation with fixed statistics; `layers.convolve` folds it into the convolution before it."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class FrozenBatchNorm(nn.Module):
@@ -35,10 +34,3 @@ class FrozenBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B F h w"]:
         scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
-
-
-def conv_norm(x: Float[Tensor, "B F h w"], conv: nn.Conv2d, norm: FrozenBatchNorm) -> Float[Tensor, "B E h2 w2"]:
-    """`norm(conv(x))` as one convolution, with the normalisation multiplied into the weights."""
-    scale, shift = norm.scale_and_shift()
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)

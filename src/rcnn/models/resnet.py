@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
-from rcnn.models.norm import FrozenBatchNorm, conv_norm
+from rcnn.models.layers import FusedConv, convolve
+from rcnn.models.norm import FrozenBatchNorm
 
 
 class BasicBlock(nn.Module):
@@ -22,9 +23,8 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B E h2 w2"]:
-        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        y = conv_norm(y, self.conv2, self.bn2)
-        return F.relu(y + _apply_shortcut(self.downsample, x), inplace=True)
+        y = convolve(x, self.conv1, self.bn1, relu=True)
+        return convolve(y, self.conv2, self.bn2, add=_apply_shortcut(self.downsample, x), relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -46,10 +46,9 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(channels, width * 4, stride)
 
     def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B E h2 w2"]:
-        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        y = F.relu(conv_norm(y, self.conv2, self.bn2), inplace=True)
-        y = conv_norm(y, self.conv3, self.bn3)
-        return F.relu(y + _apply_shortcut(self.downsample, x), inplace=True)
+        y = convolve(x, self.conv1, self.bn1, relu=True)
+        y = convolve(y, self.conv2, self.bn2, relu=True)
+        return convolve(y, self.conv3, self.bn3, add=_apply_shortcut(self.downsample, x), relu=True)
 
 
 def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
@@ -62,8 +61,8 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
     if downsample is None:
         return x
     conv, norm = downsample
-    assert isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm)
-    return conv_norm(x, conv, norm)
+    assert isinstance(conv, nn.Conv2d | FusedConv) and isinstance(norm, FrozenBatchNorm)
+    return convolve(x, conv, norm)
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -100,6 +99,6 @@ class ResNetC4(nn.Module):
         self.channels = 256 * DEPTHS[depth][0].expansion
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F h w"]:
-        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        x = convolve(x, self.conv1, self.bn1, relu=True)
         x = F.max_pool2d(x, 3, 2, 1)
         return self.layer3(self.layer2(self.layer1(x)))

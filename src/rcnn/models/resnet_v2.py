@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
-from rcnn.models.norm import FrozenBatchNorm, conv_norm
+from rcnn.models.layers import convolve
+from rcnn.models.norm import FrozenBatchNorm
 
 EPS = 2e-5  # of every batch normalisation in MXNet's ResNet
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -32,9 +33,9 @@ class PreActivationUnit(nn.Module):
 
     def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B E h2 w2"]:
         activated = F.relu(self.bn1(x), inplace=True)
-        y = F.relu(conv_norm(activated, self.conv1, self.bn2), inplace=True)
-        y = F.relu(conv_norm(y, self.conv2, self.bn3), inplace=True)
-        return self.conv3(y) + (x if self.sc is None else self.sc(activated))
+        y = convolve(activated, self.conv1, self.bn2, relu=True)
+        y = convolve(y, self.conv2, self.bn3, relu=True)
+        return convolve(y, self.conv3, add=x if self.sc is None else convolve(activated, self.sc))
 
 
 def stage_units(depth: int, stage: int) -> "OrderedDict[str, PreActivationUnit]":
@@ -67,7 +68,7 @@ class ResNetV2C4(nn.Module):
                 self.unit_names.append(name)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1024 h w"]:
-        x = F.relu(conv_norm(self.bn_data(x), self.conv0, self.bn0), inplace=True)
+        x = convolve(self.bn_data(x), self.conv0, self.bn0, relu=True)
         x = F.max_pool2d(x, 3, 2, 1)
         for name in self.unit_names:
             x = self.get_submodule(name)(x)

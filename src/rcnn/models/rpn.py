@@ -2,8 +2,8 @@
 
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from rcnn.models.layers import convolve
 from rcnn.ops.anchors import base_anchors, cells_on_image, grid_anchors
 from rcnn.structures import RpnOutput
 
@@ -47,12 +47,12 @@ class RPN(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Float[Tensor, "B F h w"], image_size: Int64[Tensor, "B 2"]) -> RpnOutput:
-        hidden = F.relu(self.conv(features), inplace=True)
+        hidden = convolve(features, self.conv, relu=True)
         batch, _, height, width = features.shape
-        pair = _per_anchor(self.cls(hidden), 1).view(batch, height * width, 2, self.num_anchors)
+        pair = _per_anchor(convolve(hidden, self.cls), 1).view(batch, height * width, 2, self.num_anchors)
         return RpnOutput(
             logits=(pair[:, :, 1] - pair[:, :, 0]).reshape(batch, -1),
-            deltas=_per_anchor(self.box(hidden), 4),
+            deltas=_per_anchor(convolve(hidden, self.box), 4),
             anchors=grid_anchors(self.base.float(), (height, width), stride=self.stride),
             anchors_valid=cells_on_image(
                 image_size,

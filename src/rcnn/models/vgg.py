@@ -1,10 +1,12 @@
 """VGG16 up to conv5_3: features at a sixteenth of the canvas."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
+from rcnn.models.layers import convolve
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -30,7 +32,16 @@ class VGG16(nn.Module):
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 512 h w"]:
         for stage, widths in enumerate(STAGES, start=1):
             for i in range(1, len(widths) + 1):
-                x = F.relu(self.get_submodule(f"conv{stage}_{i}")(x), inplace=True)
+                x = convolve(x, self.get_submodule(f"conv{stage}_{i}"), relu=True)  # pyright: ignore[reportArgumentType]
             if stage < len(STAGES):
-                x = F.max_pool2d(x, 2)
+                x = halve(x)
         return x
+
+
+def halve(x: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F h w"]:
+    """Maxima of 2 x 2 cells; without gradient by two passes that need no positions, which PyTorch's pooling writes."""
+    if x.requires_grad:
+        return F.max_pool2d(x, 2)
+    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])

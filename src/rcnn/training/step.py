@@ -9,6 +9,7 @@ from rcnn.inference.capture import Captured
 from rcnn.inference.step import compiled
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.structures import Batch
+from rcnn.training.descent import descend, keep_low
 
 Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
 
@@ -47,6 +48,7 @@ class TrainStep:
 
         self.forward = compiled(forward, backend)
         self.update = Captured(self._update, device)
+        self.keeps_low = bf16 and backend is None and device.type == "cpu"
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One update at learning rate `lr`; the batch is already on the model's device."""
@@ -57,18 +59,26 @@ class TrainStep:
         return self.update(batch)
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
+        if self.keeps_low:
+            keep_low(self.model)
         scalars = self.forward(batch)
         scalars["loss"].backward()
+        finite = self._descend(scalars["loss"].detach())
+        scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)
+        return {name: value.detach() for name, value in scalars.items()}
+
+    def _descend(self, loss: Tensor) -> Tensor:
+        """Update the weights where loss and gradients are finite, and say whether they are."""
+        if loss.device.type == "cpu":
+            return torch.tensor(descend(self.model, self.optimiser, loss, clip=self.clip))
         if self.clip:
             nn.utils.clip_grad_value_(self.parameters, self.clip)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        finite = scalars["loss"].detach().isfinite() & nn.utils.get_total_norm(gradients).isfinite()
-        scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)
-        not_finite = (~finite).float()
-        self.optimiser.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]: fused ones read it
+        finite = loss.isfinite() & nn.utils.get_total_norm(gradients).isfinite()
+        self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]: fused ones read it
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return {name: value.detach() for name, value in scalars.items()}
+        return finite
 
 
 def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -82,6 +92,6 @@ def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.opti
         {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
     ]
     optimiser = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-    for parameter in trained if momentum else ():  # else a first update that is skipped leaves them uninitialised
+    for parameter in trained:  # else a first update that is skipped leaves them uninitialised
         optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimiser

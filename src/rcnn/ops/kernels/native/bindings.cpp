@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 
 #include "drivers.h"
+#include "parallel.h"
 
 namespace nb = nanobind;
 using nb::ndarray;
@@ -115,6 +116,52 @@ void nms(Boxes boxes, Rows<const float> scores, Rows<const bool> valid, Rows<int
             keep_valid.data());
 }
 
+constexpr int64_t PIECE = 1 << 18;  // elements a thread takes at once
+
+template <typename Work>
+void each_piece(int64_t count, int threads, const Work& work) {
+  const int64_t pieces = (count + PIECE - 1) / PIECE;
+  rcnn::parallel(pieces, threads, [&](int64_t i) { work(i * PIECE, std::min(PIECE, count - i * PIECE)); });
+}
+
+// One step of SGD in place. A `low` of no elements is not wanted.
+void sgd(ConstArray grad, Array weight, Array momentum, Array low, float lr, float factor, float decay, float clip,
+         int threads) {
+  const int64_t count = weight.size();
+  if (int64_t(grad.size()) != count || int64_t(momentum.size()) != count ||
+      (low.size() && (int64_t(low.size()) != count || !is_bfloat16(low.dtype()))) ||
+      weight.dtype() != nb::dtype<float>() || momentum.dtype() != nb::dtype<float>() ||
+      (!is_bfloat16(grad.dtype()) && grad.dtype() != nb::dtype<float>()))
+    throw nb::value_error("sgd: shapes or types do not fit together");
+  const rcnn::Update update{lr, factor, decay, clip};
+  const rcnn::UpdateKernels& kernels = rcnn::kernels().update;
+  const bool half = is_bfloat16(grad.dtype());
+  float *w = data<float>(weight), *m = data<float>(momentum);
+  auto* l = low.size() ? data<rcnn::bfloat16>(low) : nullptr;
+  nb::gil_scoped_release release;
+  each_piece(count, threads, [&](int64_t from, int64_t length) {
+    auto* to = l ? l + from : nullptr;
+    if (half)
+      kernels.of_bfloat16(update, data<const rcnn::bfloat16>(grad) + from, w + from, m + from, to, length);
+    else
+      kernels.of_float(update, data<const float>(grad) + from, w + from, m + from, to, length);
+  });
+}
+
+bool all_finite(ConstArray values, int threads) {
+  const bool half = is_bfloat16(values.dtype());
+  if (!half && values.dtype() != nb::dtype<float>()) throw nb::value_error("all_finite: float32 or bfloat16 only");
+  std::atomic<bool> finite{true};
+  nb::gil_scoped_release release;
+  each_piece(values.size(), threads, [&](int64_t from, int64_t length) {
+    const rcnn::UpdateKernels& kernels = rcnn::kernels().update;
+    if (!(half ? kernels.finite_bfloat16(data<const rcnn::bfloat16>(values) + from, length)
+               : kernels.finite_float(data<const float>(values) + from, length)))
+      finite = false;
+  });
+  return finite;
+}
+
 nb::list instruction_sets() {
   nb::list names;
   for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
@@ -133,6 +180,9 @@ NB_MODULE(_native, m) {
   m.def("choose", &choose, "Use another instruction set than the widest, for tests.");
   m.def("nms", &nms, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
+  m.def("sgd", &sgd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+  m.def("all_finite", &all_finite, nb::arg().noconvert(), nb::arg());
   m.def("roi_align", &roi_align, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg());
   m.def("roi_align_backward", &roi_align_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),

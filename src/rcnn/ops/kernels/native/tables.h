@@ -56,12 +56,27 @@ struct RoiKernels {
   void (*store_block)(ChannelBlock, int64_t channels, int64_t cells, T* grad_features);
 };
 
+// What SGD does to a weight: clip 0 leaves gradients as they are.
+struct Update {
+  float lr, momentum, decay, clip;
+};
+
+struct UpdateKernels {
+  // `low`, if any, receives the new weight in bfloat16.
+  void (*of_float)(const Update&, const float* grad, float* weight, float* momentum, bfloat16* low, int64_t count);
+  void (*of_bfloat16)(const Update&, const bfloat16* grad, float* weight, float* momentum, bfloat16* low,
+                      int64_t count);
+  bool (*finite_float)(const float*, int64_t count);
+  bool (*finite_bfloat16)(const bfloat16*, int64_t count);
+};
+
 struct Kernels {
   const char* name;
   RoiKernels<float> roi_float;
   RoiKernels<bfloat16> roi_bfloat16;
   // Returns how many boxes were kept; `kept` receives their positions. `arena` is memory of nms_arena_bytes(count).
   int64_t (*nms)(SortedBoxes, float threshold, float offset, int64_t most, int32_t* kept, void* arena);
+  UpdateKernels update;
 };
 
 // The largest arena that nms can need for `count` boxes; the same for every instruction set.

@@ -1,0 +1,193 @@
+"""A convolution or a linear layer with all that follows it in one call, so that inference can run it as one kernel."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcnn.models.norm import FrozenBatchNorm
+
+Map = Float[Tensor, "B F h w"]
+
+
+def convolve(
+    x: Float[Tensor, "B E H W"],
+    conv: "nn.Conv2d | FusedConv",
+    norm: FrozenBatchNorm | None = None,
+    *,
+    relu: bool = False,
+    add: Map | None = None,
+) -> Map:
+    """`relu(norm(conv(x)) + add)`, with the normalisation multiplied into the weights.
+
+    Args:
+        norm: of a convolution without bias; None: none follows.
+        add: the shortcut of a residual block; None: nothing is added.
+    """
+    if isinstance(conv, FusedConv):
+        return conv(x, norm, relu=relu, add=add)
+    (weight, bias), sizes = _fold(conv, norm), (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if relu and bias is not None and not torch.compiler.is_compiling():  # which fuses by itself
+        x, weight, bias, add = _as_autocast(x, weight, bias, add)
+        if can_pack(x) and conv.groups == 1:
+            return _ConvReLU.apply(x, weight, bias, add, sizes)
+    y = F.conv2d(x, weight, bias, *sizes)  # pyright: ignore[reportCallIssue, reportArgumentType]: padding is no str
+    y = y if add is None else y + add
+    return F.relu(y, inplace=True) if relu else y
+
+
+def dense(x: Float[Tensor, "n *E"], linear: "nn.Linear | FusedLinear", *, relu: bool = False) -> Float[Tensor, "n D"]:
+    """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel.
+
+    A layer that is trained in bfloat16 has its weight in it as `low` (`training.step`), so that no step casts it.
+    """
+    if isinstance(linear, FusedLinear):
+        return linear(x, relu=relu)
+    y = F.linear(x.flatten(1), getattr(linear, "low", linear.weight), linear.bias)
+    return F.relu(y, inplace=True) if relu else y
+
+
+def fuse(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every convolution and linear layer of the model by its fused form; its own weights stay as they are."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(module, name, FusedConv(child, dtype))
+            elif isinstance(child, nn.Linear):
+                setattr(module, name, FusedLinear(child, dtype))
+
+
+def can_pack(x: Tensor) -> bool:
+    """Whether oneDNN, as PyTorch brings it, runs fused layers on such a tensor from weights packed beforehand."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class FusedConv(nn.Module):
+    """A convolution for inference: its normalisation folded in, weights cast and packed, once, by the first call."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.sizes = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.conv: nn.Conv2d | None = conv
+        self.packed = False
+        self.weight = self.bias = torch.empty(0)
+
+    @torch.no_grad()
+    def prepare(self, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None) -> None:
+        """Make the weights ready for inputs like x, and let go of the layer that they come from."""
+        assert self.conv is not None
+        weight, bias = _fold(self.conv, norm)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self.weight = weight.detach().to(self.dtype, memory_format=torch.channels_last)
+        self.bias = bias.detach().to(self.dtype)
+        self.conv, self.packed = None, can_pack(x) and self.sizes[3] == 1
+        if self.packed:
+            stride, padding, dilation, groups = self.sizes
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, padding, stride, dilation, groups, list(x.shape)
+            )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B E H W"],
+        norm: FrozenBatchNorm | None = None,
+        *,
+        relu: bool = False,
+        add: Map | None = None,
+    ) -> Map:
+        if self.conv is not None:
+            self.prepare(x, norm)
+        stride, padding, dilation, groups = self.sizes
+        if not self.packed:
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            y = y if add is None else y + add
+            return F.relu(y, inplace=True) if relu else y
+        run, sizes = torch.ops.mkldnn._convolution_pointwise, (padding, stride, dilation, groups)
+        if add is None:
+            return run(x, self.weight, self.bias, *sizes, "relu" if relu else "none", [], "")
+        after = ("relu" if relu else None, [], None)
+        return run.binary(x, add, self.weight, self.bias, *sizes, "add", None, *after)
+
+
+class FusedLinear(nn.Module):
+    """A linear layer for inference: weights cast and packed, once, by the first call.
+
+    Of a map its columns are put in the order of memory, channels last, so that no map is copied.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.linear: nn.Linear | None = linear
+        self.packed = False
+        self.weight = self.bias = torch.empty(0)
+
+    @torch.no_grad()
+    def prepare(self, x: Float[Tensor, "n *E"]) -> None:
+        """Make the weights ready for inputs like x, and let go of the layer that they come from."""
+        assert self.linear is not None
+        weight = self.linear.weight.detach().to(self.dtype)
+        if x.dim() == 4:
+            weight = weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        self.weight, self.bias = weight.contiguous(), self.linear.bias.detach().to(self.dtype)
+        self.linear, self.packed = None, can_pack(x)
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
+
+    def forward(self, x: Float[Tensor, "n *E"], *, relu: bool = False) -> Float[Tensor, "n D"]:
+        if self.linear is not None:
+            self.prepare(x)
+        if x.dim() == 4:
+            x = x.permute(0, 2, 3, 1)
+        x = x.flatten(1)
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "relu" if relu else "none", [], "")
+        y = F.linear(x, self.weight, self.bias)
+        return F.relu(y, inplace=True) if relu else y
+
+
+class _ConvReLU(torch.autograd.Function):
+    """`relu(conv(x) + add)` as one kernel of oneDNN, differentiably; it keeps one map, the result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: tuple) -> Tensor:
+        stride, padding, dilation, groups = ctx.sizes = sizes
+        run, settings = torch.ops.mkldnn._convolution_pointwise, (padding, stride, dilation, groups)
+        if add is None:
+            y = run(x, weight, bias, *settings, "relu", [], "")
+        else:
+            y = run.binary(x, add, weight, bias, *settings, "add", None, "relu", [], None)
+        ctx.save_for_backward(x, weight, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.sizes
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        needed = list(ctx.needs_input_grad[:3])
+        of_inputs = torch.ops.aten.convolution_backward(
+            grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
+        )
+        return *of_inputs, grad if ctx.needs_input_grad[3] else None, None
+
+
+def _as_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors as autocast would hand them to a convolution."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x if x is None else x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm | None) -> tuple[Tensor, Tensor | None]:
+    if norm is None:
+        return conv.weight, conv.bias
+    assert conv.bias is None
+    scale, shift = norm.scale_and_shift()
+    return conv.weight * scale[:, None, None, None], shift

@@ -1,0 +1,58 @@
+// One pass of SGD over a weight; compiled once per instruction set (RCNN_ISA names the table).
+#include "vec.h"
+
+namespace {
+
+using namespace rcnn;
+
+template <typename Grad>
+inline Vec updated(const Update& u, const Grad* grad, const float* weight, float* momentum) {
+  Vec g = load(grad), w = load(weight);
+  if (u.clip > 0) {
+    g = g > u.clip ? splat(u.clip) : g;
+    g = g < -u.clip ? splat(-u.clip) : g;
+  }
+  Vec step = u.momentum * load(momentum) + (g + u.decay * w);
+  store(momentum, step);
+  return w - u.lr * step;
+}
+
+template <typename Grad>
+void update(const Update& u, const Grad* grad, float* weight, float* momentum, bfloat16* low, int64_t count) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    const Vec w = updated(u, grad + i, weight + i, momentum + i);
+    store(weight + i, w);
+    if (low) store(low + i, w);
+  }
+  for (; i < count; ++i) {
+    float g = load_one(grad + i);
+    if (u.clip > 0) g = g > u.clip ? u.clip : g < -u.clip ? -u.clip : g;
+    momentum[i] = u.momentum * momentum[i] + (g + u.decay * weight[i]);
+    weight[i] -= u.lr * momentum[i];
+    if (low) store_one(low + i, weight[i]);
+  }
+}
+
+// A number is not finite where all bits of its exponent are set.
+template <typename Bits>
+bool finite(const Bits* from, int64_t count, Bits exponent) {
+  Bits wrong = 0;
+  for (int64_t i = 0; i < count; ++i) wrong |= Bits((from[i] & exponent) == exponent);
+  return !wrong;
+}
+
+bool finite_float(const float* from, int64_t count) {
+  return finite(reinterpret_cast<const uint32_t*>(from), count, uint32_t(0x7f800000));
+}
+
+bool finite_bfloat16(const bfloat16* from, int64_t count) {
+  return finite(reinterpret_cast<const uint16_t*>(from), count, uint16_t(0x7f80));
+}
+
+}  // namespace
+
+namespace rcnn::RCNN_ISA {
+extern const UpdateKernels update_kernels;
+const UpdateKernels update_kernels = {update<float>, update<bfloat16>, finite_float, finite_bfloat16};
+}  // namespace rcnn::RCNN_ISA

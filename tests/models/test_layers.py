@@ -1,0 +1,119 @@
+"""A convolution or linear layer with what follows it: plain, fused in training, and fused for inference."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcnn.models.layers import FusedConv, FusedLinear, can_pack, convolve, dense, fuse
+from rcnn.models.norm import FrozenBatchNorm
+
+
+def random_norm(channels: int) -> FrozenBatchNorm:
+    norm = FrozenBatchNorm(channels)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor.data = torch.rand(channels) + 0.5
+    return norm
+
+
+def by_definition(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm | None, add: Tensor | None, relu: bool) -> Tensor:
+    y = conv(x) if norm is None else norm(conv(x))
+    y = y if add is None else y + add
+    return F.relu(y) if relu else y
+
+
+CASES = [
+    pytest.param(norm, add, relu, groups, id=f"norm={norm} add={add} relu={relu} groups={groups}")
+    for norm in (False, True)
+    for add in (False, True)
+    for relu in (False, True)
+    for groups in (1, 2)
+]
+
+
+def case(norm: bool, add: bool, groups: int) -> tuple[Tensor, nn.Conv2d, FrozenBatchNorm | None, Tensor | None]:
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=not norm)
+    x = torch.randn(2, 4, 7, 8).to(memory_format=torch.channels_last)
+    return x, conv, random_norm(6) if norm else None, torch.randn(2, 6, 4, 4) if add else None
+
+
+@pytest.mark.parametrize(("norm", "add", "relu", "groups"), CASES)
+def test_value_and_every_gradient_are_those_of_the_parts(norm: bool, add: bool, relu: bool, groups: int) -> None:
+    x, conv, follows, added = case(norm, add, groups)
+    leaves = [x, *conv.parameters(), *(follows.parameters() if follows else ()), *([] if added is None else [added])]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    ours, parts = convolve(x, conv, follows, relu=relu, add=added), by_definition(x, conv, follows, added, relu)
+    assert torch.allclose(ours, parts, atol=1e-5)
+    weight = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), leaves),
+        torch.autograd.grad((parts * weight).sum(), leaves),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "add", "relu", "groups"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_for_inference_is_the_plain_layer(
+    norm: bool, add: bool, relu: bool, groups: int, dtype: torch.dtype
+) -> None:
+    x, conv, follows, added = case(norm, add, groups)
+    fused = FusedConv(conv, dtype)
+    with torch.no_grad():
+        expected = by_definition(x, conv, follows, added, relu)
+        for image in (x, x[:1], x):  # packed for the first shape, used with others
+            given = None if added is None else added[: len(image)].to(dtype)
+            got = convolve(image.to(dtype), fused, follows, relu=relu, add=given)
+            assert got.dtype == dtype
+            tolerance = 1e-5 if dtype == torch.float32 else 0.05
+            assert torch.allclose(got.float(), expected[: len(image)], atol=tolerance, rtol=tolerance)
+    assert fused.conv is None  # the float32 weights are no longer held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 12), (5, 3, 2, 2)])
+def test_dense_of_vectors_and_of_maps(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    linear, x = nn.Linear(12, 7), torch.randn(shape)
+    expected = F.relu(linear(x.flatten(1)))
+    assert torch.equal(dense(x, linear, relu=True), expected)
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        got = dense(x.to(dtype), FusedLinear(linear, dtype), relu=True)
+    assert torch.allclose(got.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_the_fused_convolution_keeps_channels_last() -> None:
+    x = torch.randn(1, 8, 6, 6).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = convolve(x, FusedConv(nn.Conv2d(8, 16, 3, padding=1), torch.float32), relu=True)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_fuse_replaces_all_layers_and_leaves_weights_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Linear(4, 2)))
+    before = copy.deepcopy(model.state_dict())
+    layers = [model[0], model[1]]
+    fuse(model, torch.float32)
+    assert isinstance(model[0], FusedConv) and isinstance(model[1], nn.Sequential)
+    assert isinstance(model[1][0], FusedLinear)
+    assert isinstance(layers[0], nn.Conv2d) and torch.equal(layers[0].weight, before["0.weight"])
+
+
+def test_in_autocast_the_training_form_computes_in_bfloat16() -> None:
+    x, conv = torch.randn(1, 4, 6, 6), nn.Conv2d(4, 4, 3, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolve(x, conv, relu=True)
+        assert y.dtype == F.conv2d(x, conv.weight, conv.bias).dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert conv.weight.grad is not None and conv.weight.grad.dtype == torch.float32
+
+
+def test_other_types_are_not_packed() -> None:
+    assert not can_pack(torch.zeros(1, dtype=torch.float64))
+    conv, x = nn.Conv2d(3, 4, 1).double(), torch.randn(1, 3, 2, 2, dtype=torch.float64)
+    assert torch.allclose(convolve(x, conv, relu=True), F.relu(conv(x)))

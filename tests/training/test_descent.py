@@ -1,0 +1,80 @@
+"""A step of SGD on a CPU against PyTorch's, and the bfloat16 copies of large weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rcnn.models.layers import dense
+from rcnn.training import descent
+from rcnn.training.descent import descend, keep_low
+from rcnn.training.step import sgd
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return dense(dense(x, self.first, relu=True), self.last)
+
+
+def test_steps_are_those_of_pytorchs_optimiser() -> None:
+    torch.manual_seed(0)
+    ours = Net()
+    theirs = copy.deepcopy(ours)
+    optimisers = [sgd(net, momentum=0.9, weight_decay=0.1) for net in (ours, theirs)]
+    for _ in range(4):
+        x = torch.randn(5, 6)
+        for net, optimiser in zip((ours, theirs), optimisers, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = 0.05
+            net(x).square().sum().backward()
+        assert descend(ours, optimisers[0], torch.tensor(1.0), clip=1.0)
+        nn.utils.clip_grad_value_(theirs.parameters(), 1.0)
+        optimisers[1].step()
+        optimisers[1].zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6) and a.grad is None
+
+
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_what_is_not_finite_changes_nothing(where: str) -> None:
+    net = Net()
+    optimiser = sgd(net, momentum=0.9, weight_decay=0.1)
+    before = copy.deepcopy(net.state_dict())
+    net(torch.randn(5, 6)).sum().backward()
+    assert net.last.bias.grad is not None
+    if where == "gradient":
+        net.last.bias.grad[0] = torch.nan
+    assert not descend(net, optimiser, torch.tensor(torch.inf if where == "loss" else 1.0), clip=0.0)
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    assert net.last.bias.grad is None
+
+
+def test_large_layers_compute_with_their_low_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "LARGE", 48)
+    net = Net()
+    optimiser = sgd(net, momentum=0.9, weight_decay=0.0)
+    for group in optimiser.param_groups:
+        group["lr"] = 0.1
+    keep_low(net)
+    assert hasattr(net.first, "low") and not hasattr(net.last, "low")
+    assert set(net.state_dict()) == {"first.weight", "first.bias", "last.weight", "last.bias"}
+    before = net.first.weight.detach().clone()
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            net(torch.randn(5, 6)).float().square().sum().backward()
+        assert net.first.weight.grad is None  # its gradient is at the copy
+        assert descend(net, optimiser, torch.tensor(1.0), clip=0.0)
+        assert torch.equal(net.first.low, net.first.weight.bfloat16())  # pyright: ignore[reportAttributeAccessIssue]
+    assert not torch.equal(before, net.first.weight)
+
+
+def test_frozen_layers_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "LARGE", 1)
+    net = Net().requires_grad_(False)
+    keep_low(net)
+    assert not hasattr(net.first, "low")
