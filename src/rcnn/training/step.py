@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rcnn.inference.step import compiled
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.structures import Batch
+from rcnn.training.distributed import Gradients, Share
 
 Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
 
@@ -21,6 +22,7 @@ class TrainStep:
         clip: each element of the gradient is clamped to [-clip, clip]; 0: off.
         bf16: autocast of convolutions and matrix products; weights, losses and boxes stay float32.
         backend: of torch.compile; None runs eagerly.
+        share: of this process and its passes in the images of a step; None: the batch is the step.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class TrainStep:
         clip: float,
         bf16: bool,
         backend: str | None = None,
+        share: Share | None = None,
     ) -> None:
         self.model = model
         self.optimiser = optimiser
@@ -44,11 +47,11 @@ class TrainStep:
                 return loss(model, batch)
 
         self.forward = compiled(forward, backend)
+        self.gradients = Gradients(model, self.forward, share)
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One update at learning rate `lr`; the batch is already on the model's device."""
-        scalars = self.forward(batch)
-        scalars["loss"].backward()
+        scalars = self.gradients(batch)
         if self.clip:
             nn.utils.clip_grad_value_(self.parameters, self.clip)
         for group in self.optimiser.param_groups:
@@ -60,7 +63,7 @@ class TrainStep:
         self.optimiser.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]: fused ones read it
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return {name: value.detach() for name, value in scalars.items()}
+        return scalars
 
 
 def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:

@@ -1,0 +1,86 @@
+"""How processes share the images of a step, and the gradient that they make together."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rcnn import processes
+from rcnn.structures import Batch
+
+Compute = Callable[[Batch], dict[str, Tensor]]
+
+
+class Share(NamedTuple):
+    """What each process computes of a step: so many passes of so many places, some of them empty perhaps."""
+
+    passes: int
+    size: int  # places of a pass
+    weight: float  # of the mean over the places of all processes, which makes it the mean over the images
+
+    @property
+    def places(self) -> int:
+        """Of a process in a step."""
+        return self.passes * self.size
+
+
+def share_step(images: int, most: int, world: int) -> Share:
+    """Shares so many images out to processes that take at most `most` at once, in as few passes as they can."""
+    each = -(-images // world)
+    passes = -(-each // most)
+    size = -(-each // passes)
+    return Share(passes, size, world * passes * size / images)
+
+
+class Loss(nn.Module):
+    """Model and loss as one module, whose forward is the loss: what DistributedDataParallel wants."""
+
+    def __init__(self, model: nn.Module, compute: Compute) -> None:
+        super().__init__()
+        self.model = model
+        self.compute = compute
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.compute(batch)
+
+
+class Gradients:
+    """Adds the gradient of a step's loss to the model, pass by pass and with those of the other processes.
+
+    Args:
+        compute: the scalars of a batch, means over its places, among them `loss`.
+        share: None: the batch is one pass, and all of the step.
+    """
+
+    def __init__(self, model: nn.Module, compute: Compute, share: Share | None = None) -> None:
+        self.share = share
+        self.compute: Compute = compute
+        self.parallel = None
+        if processes.world() > 1:
+            # Buffers are constants; gradients are reduced in buckets while the backward pass goes on.
+            options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+            self.compute = self.parallel = DistributedDataParallel(Loss(model, compute), **options)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The scalars of the batch; their mean over the processes is the mean over the images of the step."""
+        passes, size, weight = self.share or Share(1, len(batch.images), 1.0)
+        if passes == 1:
+            return self._backward(batch, weight)
+        parts = [Batch(*(x[i * size : (i + 1) * size] for x in batch)) for i in range(passes)]
+        with self.parallel.no_sync() if self.parallel else nullcontext():
+            scalars = [self._backward(part, weight / passes) for part in parts[:-1]]
+        scalars.append(self._backward(parts[-1], weight / passes))
+        return {name: torch.stack([each[name] for each in scalars]).sum(0) for name in scalars[0]}
+
+    def _backward(self, batch: Batch, weight: float) -> dict[str, Tensor]:
+        scalars = self.compute(batch)
+        if weight != 1:
+            scalars = {name: value * weight for name, value in scalars.items()}
+        loss = scalars["loss"]
+        if self.parallel:  # a loss that is not finite must reach the other processes, which skip the update too
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        loss.backward()
+        return {name: value.detach() for name, value in scalars.items()}
