@@ -47,6 +47,25 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_restarted(job: Path) -> bool:
+    """Whether torchrun started this group anew, after the one that signed the file: see `sign`."""
+    name = _job()
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 or (
+        bool(name) and job.is_file() and job.read_text() == name
+    )
+
+
+def sign(job: Path) -> None:
+    """Write into the file which of torchrun's jobs this is, if it is one with a name."""
+    if name := _job():
+        job.write_text(name)
+
+
+def _job() -> str:
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name  # torchrun's default
+
+
 def own_device(name: str) -> str:
     """The device of this process, where the user gave one name to all of them: the next CUDA device for each.
 

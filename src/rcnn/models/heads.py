@@ -1,6 +1,5 @@
 """The second stage: what turns the pooled features of a RoI into class logits and box deltas."""
 
-import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -65,7 +65,9 @@ def newest_sound(folder: Path) -> Path | None:
         logger.warning("%s: damaged, set aside as %s.damaged; trying the one before", path, path.name)
         path.replace(f"{path}.damaged")
     if paths:
-        raise ValueError(f"{folder}: no checkpoint there is sound ({len(paths)} damaged); begin anew with another --run")
+        raise ValueError(
+            f"{folder}: no checkpoint there is sound ({len(paths)} damaged); begin anew with another --run"
+        )
     return None
 
 

@@ -1,7 +1,9 @@
 """How processes share the images of a step, and the gradient that they make together."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -11,28 +13,47 @@ from torch.nn.parallel import DistributedDataParallel
 from rcnn import processes
 from rcnn.structures import Batch
 
+# PyTorch 2.13 gave the argument another name.
+_NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 Compute = Callable[[Batch], dict[str, Tensor]]
 
 
 class Share(NamedTuple):
     """What each process computes of a step: so many passes of so many places, some of them empty perhaps."""
 
+    images: int  # of the step, of all processes together
     passes: int
     size: int  # places of a pass
-    weight: float  # of the mean over the places of all processes, which makes it the mean over the images
+    world: int
 
     @property
     def places(self) -> int:
         """Of a process in a step."""
         return self.passes * self.size
 
+    @property
+    def weight(self) -> float:
+        """Of the mean over the places of all processes, which makes it the mean over the images."""
+        return self.world * self.places / self.images
+
+    @property
+    def idle(self) -> int:
+        """Processes whose places are all empty."""
+        return self.world - math.ceil(self.images / self.places)
+
 
 def share_step(images: int, most: int, world: int) -> Share:
     """Shares so many images out to processes that take at most `most` at once, in as few passes as they can."""
-    each = -(-images // world)
-    passes = -(-each // most)
-    size = -(-each // passes)
-    return Share(passes, size, world * passes * size / images)
+    each = math.ceil(images / world)
+    passes = math.ceil(each / most)
+    return Share(images, passes, math.ceil(each / passes), world)
+
+
+def own_share(batch: int, total_batch: int) -> Share:
+    """The share of the processes there are in a step of `total_batch` images; 0: of `batch` images for each."""
+    world = processes.world()
+    return share_step(total_batch or batch * world, batch, world)
 
 
 class Loss(nn.Module):
@@ -61,12 +82,14 @@ class Gradients:
         self.parallel = None
         if processes.world() > 1:
             # Buffers are constants; gradients are reduced in buckets while the backward pass goes on.
-            options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+            options = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
             self.compute = self.parallel = DistributedDataParallel(Loss(model, compute), **options)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The scalars of the batch; their mean over the processes is the mean over the images of the step."""
-        passes, size, weight = self.share or Share(1, len(batch.images), 1.0)
+        if self.share is None:
+            return self._backward(batch, 1.0)
+        passes, size, weight = self.share.passes, self.share.size, self.share.weight
         if passes == 1:
             return self._backward(batch, weight)
         parts = [Batch(*(x[i * size : (i + 1) * size] for x in batch)) for i in range(passes)]

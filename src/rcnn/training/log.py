@@ -1,7 +1,6 @@
 """The log of a run: a line an interval on the console and in metrics.jsonl."""
 
 import json
-import math
 import resource
 import sys
 import time
