@@ -26,6 +26,7 @@ from rcnn.atomic import replacing
 
 Item = TypeVar("Item")
 TIMEOUT = float(os.environ.get("RCNN_TIMEOUT", 1800))  # seconds that a process waits for another
+GRACE = 1.0  # seconds that a process leaves the others to say what is wrong
 HEARTBEAT = 2.0  # seconds between a process's notes of where it is
 AHEAD = 8  # results that a process makes before rank 0 has taken them
 CHUNK = 1 << 26  # bytes of a file sent at a time
@@ -118,7 +119,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-class LostError(Exception):
+class LostError(OSError):
     """Another process ended or does not answer."""
 
 
@@ -144,8 +145,14 @@ class _Whereabouts:
         with suppress(RuntimeError):  # the store has gone: so has the group
             while True:
                 self.store.set(f"at {rank()}", json.dumps([_doing, _since]))
+                if self.store.check(["fault"]):  # and this process may wait for one that knows nothing of it either
+                    self._follow(*json.loads(self.store.get("fault")))
                 if self.ended.wait(HEARTBEAT):
                     return
+
+    def _follow(self, guilty: int, status: int) -> None:
+        if guilty != rank() and not self.ended.wait(GRACE):
+            os._exit(status)
 
     def blame(self, error: Exception) -> BaseException:
         """What this process shall end with: the error with its rank if it is the first, else the first one's status."""
@@ -154,17 +161,20 @@ class _Whereabouts:
         first = None
         with suppress(RuntimeError):
             if lost:  # give the one whose fault it is the time to say so
-                time.sleep(1)
+                time.sleep(GRACE)
             mine = json.dumps([rank(), status])
             first = self.store.compare_set("fault", "", mine).decode()
+            if rank() == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:  # the store ends with this process
+                time.sleep(HEARTBEAT + 2 * GRACE)
             if first != mine:
                 return SystemExit(json.loads(first)[1])
-        told = self._explain(error) if lost else str(error)
-        kind = LostError if lost else type(error) if isinstance(error, ValueError | OSError) else None
-        if kind is None:
-            print(f"rcnn: process {rank()} of {world()} failed:", file=sys.__stderr__)
-            return error
-        return _with_message(kind, f"process {rank()} of {world()}: {told}")
+        told = f"process {rank()} of {world()}: {self._explain(error) if lost else error}"
+        if lost:
+            return LostError(told)
+        if isinstance(error, ValueError | OSError):
+            return (ValueError if status == 2 else OSError)(told)
+        print(f"rcnn: process {rank()} of {world()} failed:", file=sys.stderr)
+        return error
 
     def _explain(self, error: Exception) -> str:
         if "imed out" not in str(error) and "imeout" not in str(error):
@@ -173,7 +183,7 @@ class _Whereabouts:
                 f"go on with --resume ({str(error).splitlines()[0][:200]})"
             )
         now, waits = time.time(), []
-        for other in range(world()):
+        for other in {*range(world())} - {rank()}:
             with suppress(RuntimeError):
                 doing, since = json.loads(self.store.get(f"at {other}"))
                 waits.append((since, f"process {other} has been {doing} for {now - since:.0f} s"))
@@ -182,11 +192,6 @@ class _Whereabouts:
             f"waited {TIMEOUT:.0f} s for another process while {_doing}: {'; '.join(told for _, told in waits[:3])}. "
             f"RCNN_TIMEOUT sets the seconds to wait"
         )
-
-
-def _with_message(kind: type[Exception], message: str) -> Exception:
-    error = ValueError(message) if issubclass(kind, ValueError) else OSError(message)
-    return LostError(message) if kind is LostError else error
 
 
 _doing, _since = "starting", time.time()
