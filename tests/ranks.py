@@ -1,4 +1,4 @@
-"""Functions of the tests run in several processes, as torchrun would start them, each on a machine of its own or not."""
+"""Functions of the tests run in several processes, as torchrun would start them."""
 
 import importlib
 import os

@@ -9,7 +9,6 @@ import torch
 from rcnn import processes
 from tests import ranks
 
-
 # --- one process ----------------------------------------------------------------------------------------------------
 
 
