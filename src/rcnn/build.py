@@ -205,22 +205,10 @@ def _build_loader(
     if proposals is not None:
         limits = limits._replace(proposals=max(1, int(proposals.num_boxes.max(initial=0))))
     return Loader(
-        dataset,
-        limits,
-        sides=sides,
-        proposals=proposals,
-        batch=batch,
-        short=data.short_side,
-        long=data.long_side,
-        offset=recipe.model.offset,
-        flip=flip,
-        shuffle=shuffle,
-        seed=recipe.train.seed,
-        workers=data.workers,
-        rank=processes.rank(),
-        world=processes.world(),
-        places=places,
-    )
+        dataset, limits, sides=sides, proposals=proposals, batch=batch, short=data.short_side, long=data.long_side,
+        offset=recipe.model.offset, flip=flip, shuffle=shuffle, seed=recipe.train.seed, workers=data.workers,
+        rank=processes.rank(), world=processes.world(), places=places,
+    )  # fmt: skip
 
 
 def build_rules(train: Train) -> LossRules:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from rcnn.atomic import replacing
 
@@ -98,17 +101,47 @@ def joined(device: str) -> Iterator[None]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     limit = timedelta(seconds=TIMEOUT)
+    store, number, count = next(rendezvous("env://", timeout=limit))
+    store = _own_part(store, number, count)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
-    with _Whereabouts(dist.PrefixStore("rcnn", store)) as whereabouts:
+    with _Whereabouts(PrefixStore("rcnn", store)) as whereabouts:
         try:
             with _quiet() if number else ExitStack():
                 yield
         except Exception as error:
             raise whereabouts.blame(error) from error
     dist.destroy_process_group()
+
+
+def _own_part(store: Store, number: int, count: int) -> Store:
+    """A part of the store in which nothing stands yet.
+
+    When torchrun starts a group anew, its store still holds what the former one wrote, addresses of processes that have
+    gone among it. So each process says a word that is new, and takes the name of the part from the answer to it.
+    """
+    word, name, until = secrets.token_hex(8), secrets.token_hex(8), time.monotonic() + TIMEOUT
+    missing = {*range(1, count)} if number == 0 else {number}
+    store.set(f"hello {number}", word)
+    while missing and time.monotonic() < until:
+        if number == 0:
+            missing = {other for other in missing if not _answer(store, other, name)}
+        elif store.check([f"answer {number}"]) and (said := store.get(f"answer {number}").decode()).startswith(word):
+            name, missing = said.removeprefix(word), set()
+            store.set(f"heard {number}", name)
+        time.sleep(0.01)
+    if missing:
+        who = ", ".join(map(str, sorted(missing)[:8])) if number == 0 else "0"
+        raise LostError(f"process {number} of {count}: waited {TIMEOUT:.0f} s for process {who} to start")
+    return PrefixStore(name, store)
+
+
+def _answer(store: Store, other: int, name: str) -> bool:
+    """Tell the other process the name, if it has said something; whether it has heard it."""
+    if store.check([f"hello {other}"]):
+        store.set(f"answer {other}", store.get(f"hello {other}").decode() + name)
+    return store.check([f"heard {other}"]) and store.get(f"heard {other}").decode() == name
 
 
 @contextmanager
@@ -126,7 +159,7 @@ class LostError(OSError):
 class _Whereabouts:
     """Writes into the group's store where this process is, and reads there whom it waits for and who failed first."""
 
-    def __init__(self, store: dist.Store) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)

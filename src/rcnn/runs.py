@@ -211,16 +211,15 @@ def open_run(run: Path, recipe: Recipe, resume: bool) -> Recipe:
     A group that torchrun started anew, because a process of it died or a machine came back, resumes what it had begun.
 
     Returns:
-        The recipe with the images of a step, which a run keeps; of several processes, what rank 0 found.
+        The recipe with the images of a step that the run keeps, which rank 0 knows.
 
     Raises:
         ValueError: there is nothing to resume, or a run that is not to be resumed, or one of another recipe.
     """
-    opened = _open_run(run, recipe, resume) if processes.rank() == 0 else None
-    return recipe_from_dict(processes.agree(opened and recipe_to_dict(opened)), where="rank 0")
+    return _with_total_batch(recipe, processes.agree(_open_run(run, recipe, resume) if processes.rank() == 0 else 0))
 
 
-def _open_run(run: Path, recipe: Recipe, resume: bool) -> Recipe:
+def _open_run(run: Path, recipe: Recipe, resume: bool) -> int:
     path, job = run / "recipe.json", run / "job"
     if path.is_file() and (resume or processes.is_restarted(job)):
         recipe = _compare_with_begun(path, recipe)
@@ -230,11 +229,11 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> Recipe:
         raise ValueError(f"{run}: holds a run already; go on with --resume, or choose another --run")
     for left in run.rglob(".*.part"):  # of a run that was killed while it wrote
         left.unlink()
-    recipe = _with_total_batch(recipe, own_share(recipe.train.batch, recipe.train.total_batch).images)
+    images = own_share(recipe.train.batch, recipe.train.total_batch).images
     with replacing(path) as file:
-        file.write((json.dumps(recipe_to_dict(recipe), indent=2) + "\n").encode())
+        file.write((json.dumps(recipe_to_dict(_with_total_batch(recipe, images)), indent=2) + "\n").encode())
     processes.sign(job)
-    return recipe
+    return images
 
 
 def _with_total_batch(recipe: Recipe, images: int) -> Recipe:

@@ -40,9 +40,9 @@ def start(verb: str, argv: Sequence[str], devices: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "rcnn", verb, *argv)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
+        rank, first = error.get_first_failure()
         if first.exitcode < 0:
-            print(f"rcnn: process {first.rank} of {devices} was killed ({first.signal_name()})", file=sys.stderr)
+            print(f"rcnn: process {rank} of {devices} was killed ({first.signal_name()})", file=sys.stderr)
         return max(1, first.exitcode)
     except SignalException:
         return 1

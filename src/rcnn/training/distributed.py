@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class Gradients:
         self.parallel = None
         if processes.world() > 1:
             # Buffers are constants; gradients are reduced in buckets while the backward pass goes on.
-            options = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+            options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
             self.compute = self.parallel = DistributedDataParallel(Loss(model, compute), **options)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
