@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,28 @@ def test_test_and_proposals_are_the_same_for_any_number(whole: Path, tmp_path: P
         )
     assert made[0] == made[1] == made[2]
     assert len(json.loads(made[0][0])["detections"]) > 20 and len(np.load(tmp_path / "1.npz")["boxes"]) > 20
+
+
+@pytest.mark.slow
+def test_two_machines_that_share_no_storage(shapes: Path, tmp_path: Path) -> None:
+    """Two of torchrun's agents, each with a run directory of its own: the second gets what it needs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", meet]
+    agents = []
+    for name in ("a", "b"):
+        command = torchrun(train(shapes, tmp_path / name, "--train.method", "alternate", "--train.batch", "1"))
+        command[3:4] = options  # instead of --standalone
+        agents.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT))
+    told = [agent.communicate(timeout=150)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    first, second = sorted((tmp_path / "a", tmp_path / "b"), key=lambda run: not (run / "recipe.json").exists())
+    left = {str(path.relative_to(second)) for path in second.rglob("*.*")}
+    wanted = {f"{phase}/model.safetensors" for phase in PHASES} | {"rpn1/proposals.npz", "rpn2/proposals.npz"}
+    assert left == wanted and all((first / name).read_bytes() == (second / name).read_bytes() for name in wanted)
+    call(train(shapes, tmp_path / "one", "--train.method", "alternate", "--train.batch", "2"))
+    assert difference(tmp_path / "one", first) < 1e-5
 
 
 # --- stopped, killed, resumed ---------------------------------------------------------------------------------------
