@@ -172,7 +172,7 @@ class _Whereabouts:
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        self.thread.join(HEARTBEAT)
+        self.thread.join(10 * HEARTBEAT)  # a daemon thread in the store at exit would abort the process
 
     def _write(self) -> None:
         with suppress(RuntimeError):  # the store has gone: so has the group
@@ -311,12 +311,12 @@ def in_turns(
         for number in range(total):
             source = number % world()
             note(f"waiting for result {number} of process {source}")
-            yield next(own) if source == 0 else unpack(_receive(source))
+            yield next(own) if source == 0 else unpack(_receive(source, number))
         return
     sent: deque[tuple[Any, Tensor]] = deque()
-    for item in own:
-        for held in _as_tensors(pack(item)):
-            sent.append((dist.isend(held, 0), held))
+    for number, item in zip(range(rank(), total, world()), own, strict=True):
+        for part, held in enumerate(_as_tensors(pack(item))):
+            sent.append((dist.isend(held, 0, tag=2 * number + part), held))
         while len(sent) > 2 * AHEAD:
             sent.popleft()[0].wait()
     for work, _ in sent:
@@ -327,11 +327,11 @@ def _as_tensors(data: bytes) -> tuple[Tensor, Tensor]:
     return torch.tensor([len(data)]), torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _receive(source: int) -> bytes:
+def _receive(source: int, number: int) -> bytes:
     length = torch.zeros(1, dtype=torch.int64)
-    dist.recv(length, source)
+    dist.recv(length, source, tag=2 * number)
     held = torch.empty(int(length), dtype=torch.uint8)
-    dist.recv(held, source)
+    dist.recv(held, source, tag=2 * number + 1)
     return held.numpy().tobytes()
 
 
