@@ -2,18 +2,22 @@
 
 import dataclasses
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from rcnn.build import build_model
 from rcnn.cli import VERBS
-from rcnn.config import Recipe
-from rcnn.recipes.find import recipe_names
+from rcnn.config import Eval, Model, Recipe
+from rcnn.recipes.find import find_recipe, recipe_names
 
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{x}.md" for x in ("from-mx-rcnn", "fidelity", "own-data", "results")),
+    *(f"docs/{x}.md" for x in ("from-mx-rcnn", "fidelity", "own-data", "results", "distributed")),
 ]
 OPTION = re.compile(r"--(data|model|train|eval)\.([a-z_-]+)")
 TESTS = re.compile(r"`(tests/[\w/]+\.py)?(::\w+)?`")
@@ -55,3 +59,31 @@ def test_every_link_leads_somewhere(checkout: Path) -> None:
     for document in [checkout / name for name in DOCUMENTS] + sorted((checkout / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
             assert target.startswith("http") or (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_bytes_that_are_averaged_are_those_of_the_models(checkout: Path) -> None:
+    rows = re.findall(r"^\| `(\w+)`, (\d+) \| (.*) \|$", (checkout / "docs/distributed.md").read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for name, classes, told in rows:
+        recipe = find_recipe(name)
+        joint, backbone_kept = (
+            _trained(replace(recipe.model, frozen=frozen), recipe.eval, int(classes))
+            for frozen in (recipe.model.frozen, ("all",))
+        )
+        sizes = (
+            sum(joint.values()),
+            joint["backbone"] + joint["rpn"],
+            joint["backbone"] + joint["head"],
+            backbone_kept["rpn"],
+            backbone_kept["head"],
+        )
+        assert told == " | ".join(f"{4 * size / 1e6:.1f} MB" for size in sizes), name
+
+
+def _trained(model: Model, rules: Eval, classes: int) -> Counter[str]:
+    """Numbers trained, by part of the model."""
+    counts: Counter[str] = Counter()
+    with torch.device("meta"):
+        for name, parameter in build_model(model, rules, classes).named_parameters():
+            counts[name.partition(".")[0]] += parameter.numel() * parameter.requires_grad
+    return counts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn import build, runs
-from rcnn.config import Data, Recipe, recipe_to_dict
+from rcnn.config import Data, Recipe, Train, recipe_to_dict
 from rcnn.data.proposals import open_proposals
 from rcnn.data.shapes import write_shapes
 from rcnn.recipes import r18_custom, vgg16_voc07_alternate
@@ -204,7 +204,7 @@ def test_fast_rcnn_wants_proposals(shapes: Path, alternate: Path, tmp_path: Path
 
 def test_a_run_is_resumed_with_the_same_network_and_data(tmp_path: Path) -> None:
     recipe = Recipe(data=Data(root="x"))
-    runs.open_run(tmp_path, recipe, False)
+    recipe = runs.open_run(tmp_path, recipe, False)
     assert json.loads((tmp_path / "recipe.json").read_text()) == json.loads(json.dumps(recipe_to_dict(recipe)))
     runs.open_run(tmp_path, replace(recipe, data=Data(root="moved")), True)
     with pytest.raises(ValueError, match=r"--data.short_side 600 before, 400 now"):
@@ -223,3 +223,29 @@ def test_frozen_random_weights_are_told(shapes: Path, tmp_path: Path, capsys: py
     told = capsys.readouterr().err
     assert f"random weights, of which {', '.join(recipe.model.frozen)} will stay so" in told
     assert "--model.pretrained FILE" in told
+
+
+def test_a_run_keeps_the_images_of_a_step(tmp_path: Path) -> None:
+    """Whatever is given for one process later; also a run that was begun before there was such an option."""
+    recipe = Recipe(data=Data(root="x"), train=Train(batch=2))
+    assert runs.open_run(tmp_path, recipe, False).train.total_batch == 2
+    other = replace(recipe, train=replace(recipe.train, batch=5))
+    assert runs.open_run(tmp_path, other, True).train.total_batch == 2
+    with pytest.raises(ValueError, match=r"--train.total_batch 2 before, 4 now"):
+        runs.open_run(tmp_path, replace(recipe, train=replace(recipe.train, total_batch=4)), True)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe)).replace('"total_batch": 0, ', ""))
+    assert runs.open_run(tmp_path, recipe, True).train.total_batch == 2
+
+
+def test_a_group_that_torchrun_started_anew_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(data=Data(root="x"))
+    runs.open_run(tmp_path, recipe, False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    runs.open_run(tmp_path, recipe, False)
+    runs.open_run(tmp_path / "new", recipe, False)
+
+
+def test_fast_rcnn_phases_have_their_own_images_of_a_step() -> None:
+    train = Train(method="alternate", batch=1, fast_batch=2, total_batch=6)
+    rpn, fast = (runs.phase_recipe(Recipe(train=train), phase, Path("x")).train for phase in ALTERNATE[:2])
+    assert (rpn.batch, rpn.total_batch, fast.batch, fast.total_batch) == (1, 6, 2, 12)

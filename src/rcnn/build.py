@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rcnn import processes
 from rcnn.config import Data, Eval, Model, Recipe, Train, recipe_from_dict, recipe_to_dict
 from rcnn.data.canvases import measure_limits
 from rcnn.data.loader import Loader
@@ -30,6 +31,7 @@ from rcnn.models.resnet import ResNetC4
 from rcnn.models.resnet_v2 import ResNetV2C4
 from rcnn.models.rpn import RPN
 from rcnn.models.vgg import VGG16
+from rcnn.training.distributed import own_share
 from rcnn.training.losses import LossRules, fast_rcnn_loss, joint_loss, rpn_loss
 from rcnn.training.methods import UNTRAINED
 from rcnn.training.schedule import Schedule
@@ -56,8 +58,8 @@ def check_values(recipe: Recipe) -> None:
         ValueError: naming the option, its value and what it may be.
     """
     train = recipe.train
-    smallest = {"batch": 1, "keep": 1, "log_every": 1, "rois": 1, "rpn_rois": 1, "rpn_pre_nms": 1, "rpn_post_nms": 1}
-    for name, least in smallest.items():
+    ones = ("batch", "keep", "log_every", "rois", "rpn_rois", "rpn_pre_nms", "rpn_post_nms")
+    for name, least in {"total_batch": 0, **dict.fromkeys(ones, 1)}.items():
         if getattr(train, name) < least:
             raise ValueError(f"--train.{name} {getattr(train, name)}: must be at least {least}")
     for name in ("epochs", "lr", "save_every"):
@@ -182,44 +184,31 @@ def build_train_loader(recipe: Recipe, dataset: Dataset, proposals: ProposalTabl
     """Shuffled, flipped batches of the training set."""
     data, train = recipe.data, recipe.train
     flip = "none" if not data.flip else "both" if train.epoch_of_flips else "random"
-    return _build_loader(recipe, dataset, proposals, batch=train.batch, flip=flip, shuffle=True)
+    share = own_share(train.batch, train.total_batch)
+    return _build_loader(recipe, dataset, proposals, batch=share.images, places=share.places, flip=flip, shuffle=True)
 
 
 def build_test_loader(recipe: Recipe, dataset: Dataset, proposals: ProposalTable | None = None) -> Loader:
     """Every image once, in order of canvas."""
-    return _build_loader(recipe, dataset, proposals, batch=recipe.eval.batch, flip="none", shuffle=False)
+    return _build_loader(recipe, dataset, proposals, batch=recipe.eval.batch, places=0, flip="none", shuffle=False)
 
 
 def _build_loader(
-    recipe: Recipe, dataset: Dataset, proposals: ProposalTable | None, *, batch: int, flip: Any, shuffle: bool
-) -> Loader:
-    data = recipe.data
-    sides = data.train_sides if shuffle else ()
+    recipe: Recipe, dataset: Dataset, proposals: ProposalTable | None, *, batch: int, places: int, flip: Any,
+    shuffle: bool,
+) -> Loader:  # fmt: skip
+    data, sides = recipe.data, recipe.data.train_sides if shuffle else ()
     limits = measure_limits(
-        dataset,
-        short=data.short_side,
-        long=data.long_side,
-        multiple=data.canvas_multiple,
-        max_boxes=data.max_boxes,
-        canvas=data.canvas,
-        sides=sides,
-    )
+        dataset, short=data.short_side, long=data.long_side, multiple=data.canvas_multiple, max_boxes=data.max_boxes,
+        canvas=data.canvas, sides=sides,
+    )  # fmt: skip
     if proposals is not None:
         limits = limits._replace(proposals=max(1, int(proposals.num_boxes.max(initial=0))))
     return Loader(
-        dataset,
-        limits,
-        sides=sides,
-        proposals=proposals,
-        batch=batch,
-        short=data.short_side,
-        long=data.long_side,
-        offset=recipe.model.offset,
-        flip=flip,
-        shuffle=shuffle,
-        seed=recipe.train.seed,
-        workers=data.workers,
-    )
+        dataset, limits, sides=sides, proposals=proposals, batch=batch, short=data.short_side, long=data.long_side,
+        offset=recipe.model.offset, flip=flip, shuffle=shuffle, seed=recipe.train.seed, workers=data.workers,
+        rank=processes.rank(), world=processes.world(), places=places,
+    )  # fmt: skip
 
 
 def build_rules(train: Train) -> LossRules:
@@ -258,13 +247,15 @@ def build_train_step(train: Train, model: FasterRCNN, device: torch.device) -> T
         clip=train.clip,
         bf16=use_bf16(train.precision, device),
         backend="inductor" if train.compile else None,
+        share=own_share(train.batch, train.total_batch),
     )
 
 
 def build_schedule(train: Train, steps_per_epoch: int) -> Schedule:
     """The learning rate of every step of the run."""
+    images = own_share(train.batch, train.total_batch).images
     return Schedule(
-        lr=train.lr * (train.batch / train.lr_batch if train.scale_lr else 1),
+        lr=train.lr * (images / train.lr_batch if train.scale_lr else 1),
         total=max(1, math.ceil(train.epochs * steps_per_epoch)),
         warmup=train.warmup,
         drops=tuple(round(epoch * steps_per_epoch) for epoch in train.lr_steps),

@@ -27,6 +27,7 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns 0 done, 2 the input is at fault, 1 anything else."""
     argv = sys.argv[1:] if argv is None else argv
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # torchrun -m rcnn -- train: without it torchrun takes our --run
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2

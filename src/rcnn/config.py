@@ -100,12 +100,15 @@ class Train:
     """passes over the set; a pass holds every image twice when epoch_of_flips is on"""
     batch: int = 1
     """images per process and step"""
+    total_batch: int = 0
+    """images of a step of all processes, which each take their part of it, `batch` at a time; 0: batch * processes.
+    A run keeps it when it is resumed with another number of processes"""
     lr: float = 0.001
     """learning rate for a batch of lr_batch images"""
     lr_batch: int = 1
-    """batch that lr is meant for"""
+    """images of a step that lr is meant for"""
     scale_lr: bool = False
-    """multiply lr by total batch / lr_batch"""
+    """multiply lr by total_batch / lr_batch"""
     schedule: Literal["steps", "cosine"] = "steps"
     """steps: times lr_factor at each of lr_steps; cosine: down to lr * lr_final"""
     lr_steps: tuple[float, ...] = (7.0,)
@@ -169,7 +172,7 @@ class Train:
     fast_lr_steps: tuple[float, ...] = ()
     """epochs at which it drops in these phases; empty: as lr_steps"""
     fast_batch: int = 0
-    """images per process and step in these phases; 0: as batch"""
+    """images per process and step in these phases, total_batch in proportion; 0: as batch"""
     fast_rois: int = 0
     """RoIs sampled per image in these phases; 0: as rois"""
     seed: int = 0

@@ -1,6 +1,7 @@
 """Run directories: a training of any method, begun or resumed, to its model.safetensors."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rcnn import build
+from rcnn import build, processes
 from rcnn.allocator import keep_freed_memory
 from rcnn.atomic import replacing
 from rcnn.config import Recipe, recipe_from_dict, recipe_to_dict
@@ -21,6 +22,7 @@ from rcnn.evaluation.plots import plot_training
 from rcnn.inference.collect import collect_proposals
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.training.box_units import measure_box_units
+from rcnn.training.distributed import Share, own_share
 from rcnn.training.log import Log
 from rcnn.training.loop import train
 from rcnn.training.methods import ALTERNATE, Phase
@@ -57,7 +59,7 @@ def train_run(recipe: Recipe, run: Path, *, resume: bool, device: str, track: Tr
     place = build.choose_device(device)
     dataset = build.open_set(recipe.data, recipe.data.train, classes=(), offset=recipe.model.offset)
     recipe = replace(recipe, data=replace(recipe.data, classes=dataset.classes))
-    open_run(run, recipe, resume)
+    recipe = open_run(run, recipe, resume)
     if recipe.train.method == "alternate":
         _train_alternate(recipe, dataset, run, place, track)
     else:
@@ -70,7 +72,9 @@ def phase_recipe(recipe: Recipe, phase: Phase, run: Path) -> Recipe:
     data, model, train = recipe.data, recipe.model, replace(recipe.train, method=phase.part)
     if phase.part == "fast_rcnn":
         names = ("epochs", "lr", "lr_steps", "batch", "rois")
-        train = replace(train, **{name: getattr(train, f"fast_{name}") or getattr(train, name) for name in names})
+        total = math.ceil(train.total_batch * (train.fast_batch or train.batch) / train.batch)
+        own = {name: getattr(train, f"fast_{name}") or getattr(train, name) for name in names}
+        train = replace(train, total_batch=total, **own)
     if phase.start_from:
         model = replace(model, pretrained=str(run / phase.start_from / MODEL))
     if phase.shared:
@@ -88,6 +92,8 @@ def dump_proposals(
     step = build.build_propose_step(recipe.eval, network, device)
     found = collect_proposals(step, build.build_test_loader(recipe, dataset), dataset)
     by_index = {regions.index: regions for regions in track(found, total=len(dataset), what="proposing")}
+    if processes.rank():
+        return
     ordered = [by_index[index] for index in range(len(dataset))]
     save_proposals(
         out,
@@ -131,11 +137,16 @@ def _train_alternate(recipe: Recipe, dataset: RecordTable, run: Path, device: to
     for number, phase in enumerate(ALTERNATE, start=1):
         folder, part = run / phase.name, phase_recipe(recipe, phase, run)
         print(f"phase {number} of {len(ALTERNATE)}: {phase.name}", file=sys.stderr)
-        if not (folder / MODEL).is_file():
-            open_run(folder, part, resume=(folder / "recipe.json").is_file())
+        if not processes.agree((folder / MODEL).is_file()):
+            part = open_run(folder, part, resume=(folder / "recipe.json").is_file())
             _train_phase(part, dataset, folder, device)
-        if phase.part == "rpn" and not (folder / PROPOSALS).is_file():
-            dump_proposals(part, folder / MODEL, dataset, folder / PROPOSALS, device=device, track=track)
+        processes.share_file(folder / MODEL)
+        if phase.part == "rpn":
+            if not processes.agree((folder / PROPOSALS).is_file()):
+                dump_proposals(part, folder / MODEL, dataset, folder / PROPOSALS, device=device, track=track)
+            processes.share_file(folder / PROPOSALS)
+    if processes.rank():
+        return
     combine(run / "rpn2" / MODEL, run / "rcnn2" / MODEL, run / MODEL, recipe)
 
 
@@ -174,6 +185,8 @@ def _train_phase(recipe: Recipe, dataset: RecordTable, run: Path, device: torch.
             save_every=max(1, round(recipe.train.save_every * len(loader))),
             keep=recipe.train.keep,
         )
+    if processes.rank():
+        return
     use_recipe_units(recipe, model)
     plot_training(run / "metrics.jsonl", run / "curves.png")
     build.save_model(run / MODEL, model, recipe, dataset.classes)
@@ -198,28 +211,46 @@ def use_recipe_units(recipe: Recipe, model: FasterRCNN) -> None:
     model.change_box_units(torch.zeros_like(std), std)
 
 
-def open_run(run: Path, recipe: Recipe, resume: bool) -> None:
+def open_run(run: Path, recipe: Recipe, resume: bool) -> Recipe:
     """Make the directory and write the recipe into it, or see that a resumed run has the same network and data.
+
+    A group that torchrun started anew, because a process of it died or a machine came back, resumes what it had begun.
+
+    Returns:
+        The recipe with the images of a step that the run keeps, which rank 0 knows.
 
     Raises:
         ValueError: there is nothing to resume, or a run that is not to be resumed, or one of another recipe.
     """
-    path = run / "recipe.json"
-    if resume and path.is_file():
-        _compare_with_begun(path, recipe)
+    return _with_total_batch(recipe, processes.agree(_open_run(run, recipe, resume) if processes.rank() == 0 else 0))
+
+
+def _open_run(run: Path, recipe: Recipe, resume: bool) -> int:
+    path, job = run / "recipe.json", run / "job"
+    if path.is_file() and (resume or processes.is_restarted(job)):
+        recipe = _compare_with_begun(path, recipe)
     elif resume:
         raise ValueError(f"{run}: nothing to resume there; leave --resume out to begin")
     elif path.exists():
         raise ValueError(f"{run}: holds a run already; go on with --resume, or choose another --run")
     for left in run.rglob(".*.part"):  # of a run that was killed while it wrote
         left.unlink()
+    images = own_share(recipe.train.batch, recipe.train.total_batch).images
     with replacing(path) as file:
-        file.write((json.dumps(recipe_to_dict(recipe), indent=2) + "\n").encode())
+        file.write((json.dumps(recipe_to_dict(_with_total_batch(recipe, images)), indent=2) + "\n").encode())
+    processes.sign(job)
+    return images
 
 
-def _compare_with_begun(path: Path, recipe: Recipe) -> None:
+def _with_total_batch(recipe: Recipe, images: int) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, total_batch=images))
+
+
+def _compare_with_begun(path: Path, recipe: Recipe) -> Recipe:
     """Refuse another network or other data; say what else is not as the run was begun."""
     before = recipe_from_dict(json.loads(path.read_text()), where=str(path))
+    if not recipe.train.total_batch:
+        recipe = _with_total_batch(recipe, before.train.total_batch or before.train.batch)
     old, new = recipe_to_dict(before), recipe_to_dict(recipe)
     changed = {
         f"--{group}.{name}": f"{old[group][name]} before, {new[group][name]} now"
@@ -228,22 +259,31 @@ def _compare_with_begun(path: Path, recipe: Recipe) -> None:
         if old[group][name] != new[group][name]
     }
     fixed = [key for key in changed if key.startswith(("--model.", "--data.")) and key not in MAY_CHANGE]
-    fixed += [key for key in changed if key == "--train.method"]
+    fixed += [key for key in ("--train.method", "--train.total_batch") if key in changed]
     if fixed:
         told = "; ".join(f"{key} {changed[key]}" for key in fixed[:5])
         raise ValueError(f"{path}: the run was begun with other options ({told}); give the same, or another --run")
     for key, values in changed.items():
         print(f"resuming with another {key}: {values}", file=sys.stderr)
+    return recipe
 
 
 def _summary(recipe: Recipe, dataset: RecordTable, steps: int, device: torch.device) -> str:
-    classes = dataset.classes
+    classes, share = dataset.classes, own_share(recipe.train.batch, recipe.train.total_batch)
     what = {"joint": "", "rpn": "RPN of ", "fast_rcnn": "Fast R-CNN with "}[recipe.train.method]
     return (
         f"{what}{recipe.model.backbone} on {len(dataset)} images of {recipe.data.train}, {len(classes)} classes "
-        f"({', '.join(classes[:6])}{', ...' if len(classes) > 6 else ''}); {steps} steps of {recipe.train.batch} "
-        f"images on {device}"
+        f"({', '.join(classes[:6])}{', ...' if len(classes) > 6 else ''}); {steps} steps of "
+        f"{share.images} images on {device}{_shared(share)}"
     )
+
+
+def _shared(share: Share) -> str:
+    """How the images of a step are shared out, where that needs saying."""
+    told = f", by {share.world} processes" if share.world > 1 else ""
+    told += f", in {share.passes} passes of {share.size}" if share.passes > 1 else ""
+    idle = f"; {share.idle} of them find no image left: the run was begun with {share.images} a step"
+    return told + (idle if share.idle else "")
 
 
 def _next_step(recipe: Recipe, run: Path) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rcnn.data.epoch import EpochPlan, Item, hash_positions, plan_epoch
 
 OPTIONS: dict[str, Any] = {
-    "batch": 4, "flip": "none", "shuffle": True, "drop_last": False, "seed": 0, "epoch": 0, "rank": 0, "world": 1,
+    "batch": 4, "flip": "none", "shuffle": True, "drop_last": False, "seed": 0, "epoch": 0,
 }  # fmt: skip
 CANVASES = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
 
@@ -21,17 +21,14 @@ def equal(a: EpochPlan, b: EpochPlan) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@given(CANVASES, st.integers(1, 7), st.sampled_from(["none", "random", "both"]), st.booleans(), st.integers(1, 3))
-def test_every_image_is_seen(canvas_of: np.ndarray, batch: int, flip: Any, shuffle: bool, world: int) -> None:
-    """All ranks together see every image (and its mirror), once, or where a batch was filled up, more often."""
-    options = {"batch": batch, "flip": flip, "shuffle": shuffle, "world": world}
-    plans = [plan(canvas_of, rank=rank, **options) for rank in range(world)]
-    index = np.concatenate([p.index for p in plans], 1)
-    flips = np.concatenate([p.flip for p in plans], 1)
-    for p in plans:
-        assert np.array_equal(p.canvas, plans[0].canvas) and p.index.shape == (len(p.canvas), batch)
+@given(CANVASES, st.integers(1, 9), st.sampled_from(["none", "random", "both"]), st.booleans())
+def test_every_image_is_seen(canvas_of: np.ndarray, batch: int, flip: Any, shuffle: bool) -> None:
+    """Every image (and its mirror) is seen, once, or where a batch was filled up, more often."""
+    made = plan(canvas_of, batch=batch, flip=flip, shuffle=shuffle)
+    index, flips = made.index, made.flip
+    assert index.shape == (len(made.canvas), batch)
     real = index >= 0
-    steps = np.broadcast_to(plans[0].canvas[:, None], index.shape)
+    steps = np.broadcast_to(made.canvas[:, None], index.shape)
     assert (canvas_of[index[real]] == steps[real]).all()
     seen = np.bincount(index[real] * 2 + (flips[real] if flip == "both" else 0), minlength=2 * len(canvas_of))
     wanted = seen if flip == "both" else seen[::2]
@@ -41,7 +38,7 @@ def test_every_image_is_seen(canvas_of: np.ndarray, batch: int, flip: Any, shuff
     else:
         assert wanted.max() == 1
     assert len(index) == sum(
-        -(-len(canvas_of[canvas_of == c]) * (1 + (flip == "both")) // (batch * world)) for c in set(canvas_of.tolist())
+        -(-len(canvas_of[canvas_of == c]) * (1 + (flip == "both")) // batch) for c in set(canvas_of.tolist())
     )
 
 
@@ -85,13 +82,26 @@ def test_a_coin_decides_random_flips() -> None:
     assert 0.45 < flips.mean() < 0.55
 
 
-def test_ranks_share_a_step() -> None:
-    canvas_of = np.zeros(16, np.int64)
-    whole = plan(canvas_of, batch=4)
-    halves = [plan(canvas_of, batch=2, rank=rank, world=2) for rank in range(2)]
+@given(CANVASES, st.integers(1, 9), st.integers(1, 4), st.integers(0, 2))
+def test_processes_share_every_step_in_its_order(canvas_of: np.ndarray, batch: int, world: int, more: int) -> None:
+    whole, places = plan(canvas_of, batch=batch, flip="random"), -(-batch // world) + more
+    shares = [whole.places(rank * places, places) for rank in range(world)]
+    for share in shares:
+        assert share.index.shape == (len(whole.canvas), places) and np.array_equal(share.canvas, whole.canvas)
     for name in ("index", "flip", "seed"):
-        joined = np.concatenate([getattr(half, name) for half in halves], 1)
-        assert np.array_equal(joined, getattr(whole, name))
+        joined = np.concatenate([getattr(share, name) for share in shares], 1)
+        assert np.array_equal(joined[:, :batch], getattr(whole, name))
+        assert (joined[:, batch:] == (-1 if name == "index" else 0)).all()
+
+
+@given(CANVASES, st.integers(1, 4), st.integers(1, 5))
+def test_processes_take_whole_steps_in_turn(canvas_of: np.ndarray, batch: int, world: int) -> None:
+    whole = plan(canvas_of, batch=batch, shuffle=False)
+    turns = [whole.every(rank, world) for rank in range(world)]
+    assert sum(len(each.canvas) for each in turns) == len(whole.canvas)
+    for step in range(len(whole.canvas)):
+        mine = turns[step % world]
+        assert all(np.array_equal(x[step // world], y[step]) for x, y in zip(mine, whole, strict=True))
 
 
 def test_batches_start_where_asked() -> None:
@@ -108,14 +118,12 @@ def test_hashes_are_spread() -> None:
     assert ((bits > 0.4) & (bits < 0.6)).all()
 
 
-@given(CANVASES, st.integers(1, 4), st.integers(1, 3))
-def test_scales_move_whole_steps_and_nothing_else(canvas_of: np.ndarray, scales: int, world: int) -> None:
-    one = plan(canvas_of, groups=4, world=world)
-    several = plan(canvas_of, scales=scales, groups=4, world=world)
+@given(CANVASES, st.integers(1, 4))
+def test_scales_move_whole_steps_and_nothing_else(canvas_of: np.ndarray, scales: int) -> None:
+    one = plan(canvas_of, groups=4)
+    several = plan(canvas_of, scales=scales, groups=4)
     assert np.array_equal(several.canvas % 4, one.canvas) and several.canvas.max() < 4 * scales
     assert equal(several._replace(canvas=one.canvas), one)
-    assert all(np.array_equal(plan(canvas_of, scales=scales, groups=4, world=world, rank=r).canvas, several.canvas)
-               for r in range(world))  # fmt: skip
 
 
 def test_all_scales_are_drawn_evenly() -> None:

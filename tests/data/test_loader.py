@@ -154,11 +154,26 @@ def test_bad_images_may_be_left_out(table: RecordTable, caplog: pytest.LogCaptur
     assert "left out:" in caplog.text and "2.png: no such image file" in caplog.text
 
 
-def test_ranks_see_different_images_on_one_canvas(table: RecordTable) -> None:
-    ranks = [list(loader(table, rank=rank, world=2, shuffle=False, flip="none").epoch(0)) for rank in range(2)]
-    assert all(a.images.shape == b.images.shape for a, b in zip(*ranks, strict=True))
-    seen = [i for batches in ranks for i in indices(iter(batches)) if i >= 0]
-    assert sorted(seen) == list(range(len(SIZES)))
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_step_of_training_is_the_same_for_any_number_of_processes(table: RecordTable, world: int) -> None:
+    """The same images in the same order, mirrored and seeded alike; what is left over is empty and comes last."""
+    whole = list(loader(table, batch=4).epoch(2))
+    ranks = [list(loader(table, batch=4, rank=rank, world=world).epoch(2)) for rank in range(world)]
+    for shares, expected in zip(zip(*ranks, strict=True), whole, strict=True):
+        for name, *parts, one in zip(Batch._fields, *shares, expected, strict=True):
+            assert torch.equal(torch.cat(parts)[:4], one), name
+        assert (torch.cat([share.image_index for share in shares])[4:] == -1).all()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 9])
+def test_evaluation_has_the_same_batches_for_any_number_of_processes(table: RecordTable, world: int) -> None:
+    options = {"shuffle": False, "flip": "none"}
+    whole = list(loader(table, **options).epoch(0))
+    ranks = [loader(table, rank=rank, world=world, **options) for rank in range(world)]
+    made = [list(each.epoch(0)) for each in ranks]
+    assert [len(each) for each in ranks] == [len(batches) for batches in made]
+    assert all(each.steps_of_all == len(whole) for each in ranks)
+    assert_equal(whole, [made[step % world][step // world] for step in range(len(whole))])
 
 
 def test_exact_canvases(table: RecordTable) -> None:

@@ -20,12 +20,21 @@ def test_the_fc_head_reads_channels_first_whatever_the_memory_format() -> None:
     assert torch.allclose(head(x)[0], head(x.to(memory_format=torch.channels_last))[0], atol=1e-6)
 
 
-def test_dropout_works_in_training_only() -> None:
+def test_dropout_works_in_training_only_and_by_the_seed() -> None:
     head = FCHead(4, 3, hidden=64, dropout=0.5, num_classes=2)
-    x = torch.randn(5, 4, 3, 3)
+    x, seed = torch.randn(6, 4, 3, 3), torch.tensor([7, 8])
     with torch.no_grad():
-        assert not torch.equal(head.train().embed(x), head.embed(x))
-        assert torch.equal(head.eval().embed(x), head.embed(x))
+        dropped = head.train().embed(x, seed)
+        assert not torch.equal(dropped, head.embed(x)) and torch.equal(dropped, head.embed(x, seed))
+        assert torch.equal(head.eval().embed(x, seed), head.embed(x))
+
+
+def test_dropout_of_an_image_does_not_depend_on_the_batch() -> None:
+    head = FCHead(4, 3, hidden=64, dropout=0.5, num_classes=2).train()
+    x, seed = torch.randn(6, 4, 3, 3), torch.tensor([7, 8])
+    with torch.no_grad():
+        apart = torch.cat([head.embed(x[:3], seed[:1]), head.embed(x[3:], seed[1:])])
+    assert torch.allclose(head.embed(x, seed), apart, atol=1e-6)
 
 
 @pytest.mark.parametrize(

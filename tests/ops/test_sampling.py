@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcnn.ops.sampling import pick, random_keys
+from rcnn.ops.sampling import keep_some, pick, random_keys
 
 MASK = (1 << 64) - 1
 
@@ -43,6 +43,16 @@ def test_seeds_and_streams_are_independent() -> None:
     rows = torch.cat([random_keys(torch.arange(20), 2000, stream=stream) for stream in range(3)])
     correlation = torch.corrcoef(rows) - torch.eye(60)
     assert correlation.abs().max() < 0.12  # five standard deviations
+
+
+def test_dropout_keeps_its_share_and_depends_on_seed_and_stream() -> None:
+    for dropped in (0.0, 0.25, 0.5):
+        kept = keep_some(torch.arange(3), 10_001, stream=3, dropped=dropped)
+        assert kept.shape == (3, 10_001)
+        assert (kept.float().mean(1) - (1 - dropped)).abs().max() < 0.025  # five standard deviations
+    assert torch.equal(kept[1:2], keep_some(torch.tensor([1]), 10_001, stream=3, dropped=0.5))
+    for other in (kept[0], keep_some(torch.tensor([1]), 10_001, stream=4, dropped=0.5)[0]):
+        assert 0.45 < (kept[1] == other).float().mean() < 0.55
 
 
 def test_definition_of_pick() -> None:

@@ -136,14 +136,25 @@ def test_a_batch_without_any_box_has_finite_losses_and_gradients(offset: float) 
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_an_empty_place_in_the_batch_is_background_like_any() -> None:
-    batch = tiny.batch(objects=(2, 0))
-    images = batch.images.clone()
-    images[1] = 0
-    empty = batch._replace(images=images, image_index=torch.tensor([0, -1]))
-    model = tiny.detector()
-    joint_loss(model, empty, tiny.rules())["loss"].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+def test_an_empty_place_in_the_batch_has_no_weight() -> None:
+    """It counts as an image whose losses are 0: what shares a step out makes up for it."""
+    batch = with_own_proposals(tiny.batch(objects=(2, 3)))
+    empty = batch._replace(image_index=torch.tensor([0, -1]))
+    for loss in (joint_loss, rpn_loss, fast_rcnn_loss):
+        alone, found = (loss(tiny.detector(), each, tiny.rules()) for each in (tiny.rows(batch, 0), empty))
+        for name in found:
+            assert torch.allclose(found[name], alone[name] / 2, atol=1e-6), name
+
+
+def test_a_batch_is_the_mean_of_its_images_when_they_have_different_numbers_of_rois() -> None:
+    batch = with_own_proposals(tiny.batch(objects=(3, 2)))
+    few = batch.proposals_valid.clone()
+    few[0, 1:] = False
+    batch = batch._replace(proposals_valid=few)
+    together = fast_rcnn_loss(tiny.detector(), batch, tiny.rules())
+    alone = [fast_rcnn_loss(tiny.detector(), tiny.rows(batch, i), tiny.rules()) for i in range(2)]
+    for name in together:
+        assert torch.allclose(together[name], (alone[0][name] + alone[1][name]) / 2, atol=1e-5), name
 
 
 def test_a_batch_where_nothing_can_be_sampled_gives_0() -> None:

@@ -31,6 +31,8 @@ class Options:
     """processes of the selective search; 0: one for each core"""
     device: str = "auto"
     """of the RPN: auto, cpu, cuda or cuda:1"""
+    devices: int = 0
+    """processes of the RPN on this machine, a CUDA device each; 0 or 1: this one"""
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +48,17 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv[named:], verb="proposals MODEL", description=DESCRIPTION, default=default)
     _check(options, model)
     recipe = replace(recipe, data=options.data, eval=options.eval)
-    propose(recipe, model, classes, options)
+    if options.method == "selective_search":
+        propose(recipe, model, classes, options)
+        return 0
+    from rcnn.commands.devices import must_start, start
+    from rcnn.processes import joined, own_device
+
+    if must_start(options.devices):
+        return start("proposals", argv, options.devices)
+    options = replace(options, device=own_device(options.device))
+    with joined(options.device):
+        propose(recipe, model, classes, options)
     return 0
 
 
@@ -60,11 +72,13 @@ def _check(options: Options, model: Path | None) -> None:
         )
     if options.method == "selective_search" and model is not None:
         raise ValueError(f"{model}: selective search takes no model; leave it or --method out")
+    if options.method == "selective_search" and options.devices:
+        raise ValueError(f"--devices {options.devices}: is for the RPN; selective search has --workers")
 
 
 def propose(recipe: Recipe, model: Path | None, classes: tuple[str, ...], options: Options) -> None:
     """Write the file and print the table."""
-    from rcnn import build
+    from rcnn import build, processes
     from rcnn.allocator import keep_freed_memory
     from rcnn.commands.progress import track
     from rcnn.data.proposal_run import SelectiveSearchRun
@@ -83,6 +97,8 @@ def propose(recipe: Recipe, model: Path | None, classes: tuple[str, ...], option
         run = SelectiveSearchRun(dataset, out, workers=workers, mode=options.mode, most=recipe.data.max_proposals)
         for _ in track(run, total=len(run), what="searching"):
             pass
+    if processes.rank():
+        return
     table = open_proposals(str(out), dataset, offset=offset)
     boxes = [table[index][0] for index in range(len(dataset))]
     print(format_recall(evaluate_recall(dataset, boxes, offset=offset)))

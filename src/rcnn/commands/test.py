@@ -21,6 +21,8 @@ class Options:
     """directory to write to; empty: test/ beside the model"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1"""
+    devices: int = 0
+    """processes of this machine, a CUDA device each; 0 or 1: this one. Of several machines: torchrun -m rcnn ..."""
 
 
 def main(argv: list[str]) -> int:
@@ -39,16 +41,26 @@ def main(argv: list[str]) -> int:
             f"--data.classes {' '.join(options.data.classes)}: does not fit the weights, which know "
             f"{' '.join(classes)} in this order; leave --data.classes out"
         )
+    from rcnn.commands.devices import must_start, start
+    from rcnn.processes import joined, own_device
+
+    if must_start(options.devices):
+        return start("test", argv, options.devices)
     recipe = replace(recipe, data=options.data, eval=options.eval)
-    test_model(path, recipe, classes, Path(options.out or path.parent / "test"), options.device)
+    device = own_device(options.device)
+    with joined(device):
+        test_model(path, recipe, classes, Path(options.out or path.parent / "test"), device)
     return 0
 
 
 def test_model(path: Path, recipe: Recipe, classes: tuple[str, ...], out: Path, device_name: str) -> dict:
-    """Detect on the recipe's test set, write `detections.json`, `metrics.json` and VOC's files; return the metrics."""
+    """Detect on the recipe's test set, write `detections.json`, `metrics.json` and VOC's files; return the metrics.
+
+    Of several processes rank 0 alone has and writes them.
+    """
     import time
 
-    from rcnn import build
+    from rcnn import build, processes
     from rcnn.allocator import keep_freed_memory
     from rcnn.commands.progress import track
     from rcnn.commands.results import report, write_found
@@ -63,6 +75,8 @@ def test_model(path: Path, recipe: Recipe, classes: tuple[str, ...], out: Path, 
     begun = time.perf_counter()
     loader = build.build_test_loader(recipe, dataset, proposals)
     found = list(track(collect(step, loader, dataset), total=len(dataset), what="testing"))
+    if processes.rank():
+        return {}
     seconds = (time.perf_counter() - begun) / len(dataset)
     write_found(recipe, dataset, found, classes, out)
     metrics = report(recipe, dataset, found, classes, out)

@@ -25,6 +25,8 @@ class Options:
     """go on from the newest checkpoint of the run directory"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1"""
+    devices: int = 0
+    """processes of this machine, a CUDA device each; 0 or 1: this one. Of several machines: torchrun -m rcnn ..."""
 
 
 def main(argv: list[str]) -> int:
@@ -42,14 +44,24 @@ def main(argv: list[str]) -> int:
     default = Options(recipe.data, recipe.model, recipe.train, recipe.eval)
     options = parse(Options, argv[1:] if named else argv, verb="train RECIPE", description=DESCRIPTION, default=default)
     run = Path(options.run or f"runs/{Path(argv[0]).stem}")
+    from rcnn.commands.devices import must_start, start
+
+    if must_start(options.devices):
+        return start("train", argv, options.devices)
+    return _train(Recipe(options.data, options.model, options.train, options.eval), run, options)
+
+
+def _train(recipe: Recipe, run: Path, options: Options) -> int:
     from rcnn.commands.progress import track
+    from rcnn.processes import joined, own_device
     from rcnn.runs import train_run
     from rcnn.training.loop import StoppedError
 
-    recipe = Recipe(options.data, options.model, options.train, options.eval)
-    try:
-        train_run(recipe, run, resume=options.resume, device=options.device, track=track)
-    except StoppedError as stop:
-        print(f"rcnn: {stop}", file=sys.stderr)
-        return 1
+    device = own_device(options.device)
+    with joined(device):
+        try:
+            train_run(recipe, run, resume=options.resume, device=device, track=track)
+        except StoppedError as stop:
+            print(f"rcnn: {stop}", file=sys.stderr)
+            return 1
     return 0

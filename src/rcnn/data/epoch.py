@@ -19,7 +19,7 @@ class Item(NamedTuple):
 
 
 class EpochPlan(NamedTuple):
-    """The batches of one process in one epoch: S steps of B places."""
+    """The batches of one epoch: S steps of B places, of all processes or of one."""
 
     index: Int64[np.ndarray, "S B"]
     flip: Bool[np.ndarray, "S B"]
@@ -33,6 +33,17 @@ class EpochPlan(NamedTuple):
             rows = zip(self.index[step].tolist(), self.flip[step].tolist(), self.seed[step].tolist(), strict=True)
             yield [Item(index, flip, seed, canvas) for index, flip, seed in rows]
 
+    def places(self, first: int, count: int) -> "EpochPlan":
+        """So many places of every step from `first` on; those beyond the batch are empty."""
+        part = slice(first, first + count)
+        missing = ((0, 0), (0, count - self.index[:, part].shape[1]))
+        index = np.pad(self.index[:, part], missing, constant_values=-1)
+        return EpochPlan(index, np.pad(self.flip[:, part], missing), np.pad(self.seed[:, part], missing), self.canvas)
+
+    def every(self, first: int, stride: int) -> "EpochPlan":
+        """Whole steps, from `first` on each one of `stride`."""
+        return EpochPlan(*(x[first::stride] for x in self))
+
 
 def plan_epoch(
     canvas_of: Int64[np.ndarray, "N"],
@@ -43,12 +54,10 @@ def plan_epoch(
     drop_last: bool,
     seed: int,
     epoch: int,
-    rank: int,
-    world: int,
     scales: int = 1,
     groups: int = 1,
 ) -> EpochPlan:
-    """Cuts the images of each canvas into batches, the same canvas on all ranks in a step.
+    """Cuts the images of each canvas into the batches of all processes together, a canvas a step.
 
     Places that are left over in a canvas's last batch take images of the same canvas once more if shuffled (training),
     and stay empty if not (evaluation). Unlike mx-rcnn (which meant to), images and batches are shuffled.
@@ -64,7 +73,7 @@ def plan_epoch(
     canvases, rows = [], []
     for canvas in np.unique(canvas_of):
         members = entries[canvas_of[entries % images] == canvas]
-        rows.append(_cut(members, batch * world, generator if shuffle else None, drop_last))
+        rows.append(_cut(members, batch, generator if shuffle else None, drop_last))
         canvases.append(np.full(len(rows[-1]), canvas))
     order, canvas_of_step = np.concatenate(rows), np.concatenate(canvases)
     if shuffle:
@@ -72,11 +81,10 @@ def plan_epoch(
         order, canvas_of_step = order[shuffled], canvas_of_step[shuffled]
     if scales > 1:
         canvas_of_step = canvas_of_step + generator.integers(scales, size=len(order)) * groups
-    mine = slice(rank * batch, (rank + 1) * batch)
     seeds = hash_positions(seed, epoch, np.arange(order.size).reshape(order.shape))
     flips = seeds >> 62 & 1 == 1 if flip == "random" else order >= images
     index = np.where(order < 0, -1, order % images)
-    return EpochPlan(index[:, mine], flips[:, mine], seeds[:, mine], canvas_of_step)
+    return EpochPlan(index, flips, seeds, canvas_of_step)
 
 
 def hash_positions(seed: int, epoch: int, positions: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:

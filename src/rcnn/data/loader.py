@@ -33,14 +33,17 @@ class Loader:
     image_index -1, so that no image counts twice. Images without boxes stay in.
 
     Args:
-        batch: images per process and step.
+        batch: images of a step, of all processes together.
         flip: none; random: a coin per image; both: an epoch holds each image and its mirror image.
         workers: processes that decode; 0: in this process. They live until `close` or the loader's end.
         sides: (short, long) of multi-scale training, for which the limits were measured; each batch draws one of them.
             Empty: `short` and `long`.
         proposals: of every image, at most `limits.proposals` of each; None: the batches have none.
         drop_last: leave out the last batches instead of filling them up.
-        rank, world: this process and how many share the epoch; each takes its part of every step.
+        rank, world: this process and how many share the epoch. When shuffling (training) each takes `places` of every
+            step, some of them empty if that is more than the batch has; otherwise (evaluation) each takes whole steps
+            in turn, so that every batch is the same for any number of processes.
+        places: of a process in a step of training; 0: as many as it takes.
         on_bad_image: error: ValueError; blank: log the message and leave the image's place empty.
 
     Raises:
@@ -66,9 +69,12 @@ class Loader:
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
+        places: int = 0,
         on_bad_image: OnBadImage = "error",
     ):
-        _check_limits(dataset, limits, batch)
+        places = places or -(-batch // world)
+        assert places * world >= batch, (places, world, batch)
+        _check_limits(dataset, limits, min(batch, places) if shuffle else batch)
         assert proposals is None or int(proposals.num_boxes.max(initial=0)) <= limits.proposals
         if shuffle:
             require_boxes(dataset)
@@ -82,17 +88,20 @@ class Loader:
         if limits.canvases:
             short, long = sides[0]
             canvas_of = choose_canvases(dataset.sizes, limits.canvases[:groups], short=short, long=long)
-        self._plan = partial(
+        self._whole = partial(
             plan_epoch, canvas_of, batch=batch, flip=flip, shuffle=shuffle, drop_last=drop_last, seed=seed,
-            rank=rank, world=world, scales=len(sides), groups=groups,
+            scales=len(sides), groups=groups,
         )  # fmt: skip
+        self._share = (rank, world, places if shuffle else 0)
+        self.steps_of_all = len(self._whole(epoch=0).canvas)
+        if not self.steps_of_all:
+            raise ValueError(f"{dataset.name}: its {len(dataset)} images fill no batch of {batch}; use less")
         self._steps = len(self._plan(epoch=0).canvas)
-        if not self._steps:
-            raise ValueError(f"{dataset.name}: its {len(dataset)} images fill no batch of {batch * world}; use less")
-        self._workers = _Workers(self._maker, workers, batch) if workers else None
+        self._workers = _Workers(self._maker, workers, places if shuffle else batch) if workers else None
         self._current = 0  # number of the latest epoch iterator; the workers serve one at a time
 
     def __len__(self) -> int:
+        """Steps of this process in an epoch."""
         return self._steps
 
     def epoch(self, index: int, start_step: int = 0) -> Iterator[Batch]:
@@ -109,6 +118,10 @@ class Loader:
             yield _unwrap(result)
             if number != self._current:
                 raise RuntimeError("another epoch of this loader was begun; finish one before the next")
+
+    def _plan(self, *, epoch: int) -> EpochPlan:
+        (rank, world, places), whole = self._share, self._whole(epoch=epoch)
+        return whole.places(rank * places, places) if places else whole.every(rank, world)
 
     def close(self) -> None:
         """Ends the worker processes."""

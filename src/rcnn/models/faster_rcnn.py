@@ -126,16 +126,23 @@ class FasterRCNN(nn.Module):
         self.box_std.copy_(std)
 
     def classify(
-        self, features: Float[Tensor, "B F h w"], boxes: Float32[Tensor, "B R 4"]
+        self,
+        features: Float[Tensor, "B F h w"],
+        boxes: Float32[Tensor, "B R 4"],
+        seed: Int64[Tensor, "B"] | None = None,
     ) -> tuple[Float32[Tensor, "B R K"], Float32[Tensor, "B R K 4"]]:
-        """Class logits (0 is background) and normalised box deltas of each RoI."""
+        """Class logits (0 is background) and normalised box deltas of each RoI.
+
+        Args:
+            seed: of each image's dropout, in training.
+        """
         options = {"output_size": self.roi_size, "spatial_scale": 1 / self.rpn.stride}
         if self.roi_op == "pool":
             pooled = roi_pool(features, boxes, **options)
         else:
             first = self.roi_op == "align_legacy"
             pooled = roi_align(features, boxes, **options, sampling_ratio=0 if first else 2, aligned=not first)
-        logits, deltas = self.head(pooled)
+        logits, deltas = self.head(pooled, seed)
         shape = boxes.shape[:2]
         return logits.unflatten(0, shape), deltas.unflatten(0, shape).unflatten(-1, (-1, 4))
 

@@ -1,6 +1,6 @@
 """The second stage: what turns the pooled features of a RoI into class logits and box deltas."""
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -8,6 +8,7 @@ from rcnn.models.layers import dense
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.resnet import DEPTHS, make_layer
 from rcnn.models.resnet_v2 import EPS, stage_units
+from rcnn.ops.sampling import keep_some
 
 
 class RoiHead(nn.Module):
@@ -25,12 +26,19 @@ class RoiHead(nn.Module):
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
 
-    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
-        """A vector for each RoI."""
+    def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
+        """A vector for each RoI.
+
+        Args:
+            seed: of each image, from which a head derives what it does at random in training; the n RoIs are as many
+                of each. So it is the same for every split of a batch over processes. None: nothing is random.
+        """
         raise NotImplementedError
 
-    def forward(self, x: Float[Tensor, "n F s s"]) -> tuple[Float32[Tensor, "n K"], Float32[Tensor, "n 4*K"]]:
-        embedded = self.embed(x)
+    def forward(
+        self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None
+    ) -> tuple[Float32[Tensor, "n K"], Float32[Tensor, "n 4*K"]]:
+        embedded = self.embed(x, seed)
         return dense(embedded, self.cls_score).float(), dense(embedded, self.bbox_pred).float()
 
 
@@ -46,11 +54,16 @@ class FCHead(RoiHead):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
 
-    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
-        x = dense(x, self.fc6, relu=True)
-        x = F.dropout(x, self.dropout, self.training)
-        x = dense(x, self.fc7, relu=True)
-        return F.dropout(x, self.dropout, self.training)
+    def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
+        x = self._drop(dense(x, self.fc6, relu=True), seed, stream=3)
+        return self._drop(dense(x, self.fc7, relu=True), seed, stream=4)
+
+    def _drop(self, x: Float[Tensor, "n E"], seed: Tensor | None, *, stream: int) -> Float[Tensor, "n E"]:
+        """Dropout; streams 0 to 2 are those of the sampling of anchors and RoIs."""
+        if seed is None or not self.training or not self.dropout:
+            return x
+        kept = keep_some(seed, x.numel() // len(seed), stream=stream, dropped=self.dropout).view_as(x)
+        return kept * x / (1 - self.dropout)
 
 
 class Layer4Head(RoiHead):
@@ -60,7 +73,7 @@ class Layer4Head(RoiHead):
         super().__init__(512 * DEPTHS[depth][0].expansion, num_classes)
         self.layer4 = make_layer(depth, 4)
 
-    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
+    def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
         return self.layer4(x).mean((2, 3))
 
 
@@ -75,7 +88,7 @@ class Stage4HeadV2(RoiHead):
             self.unit_names.append(name)
         self.bn1 = FrozenBatchNorm(2048, eps=EPS)
 
-    def embed(self, x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n E"]:
+    def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
         for name in self.unit_names:
             x = self.get_submodule(name)(x)
         return F.relu(self.bn1(x), inplace=True).mean((2, 3))

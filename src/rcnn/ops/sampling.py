@@ -28,10 +28,20 @@ def random_keys(seed: Int64[Tensor, "B"], count: int, *, stream: int) -> Float32
 
     Source: the SplitMix64 generator (Steele, Lea, Flood 2014).
     """
+    bits = _shift_right(_random_bits(seed, count, stream), 40)
+    return (bits.to(torch.float32) + 1) * 2.0**-24
+
+
+def keep_some(seed: Int64[Tensor, "B"], count: int, *, stream: int, dropped: float) -> Bool[Tensor, "B n"]:
+    """A mask of dropout for each seed: False with probability `dropped`, which is rounded to a 65536th."""
+    bits = _random_bits(seed, -(-count // 4), stream).view(torch.int16)[:, :count]  # four numbers of each 64 bits
+    return bits >= round(dropped * 2**16) - 2**15
+
+
+def _random_bits(seed: Int64[Tensor, "B"], count: int, stream: int) -> Int64[Tensor, "B n"]:
     position = torch.arange(1, count + 1, device=seed.device, dtype=torch.int64)
     start = _mix(_mix(seed + _GOLDEN) + stream)
-    bits = _shift_right(_mix(start[:, None] + position[None] * _GOLDEN), 40)
-    return (bits.to(torch.float32) + 1) * 2.0**-24
+    return _mix(start[:, None] + position[None] * _GOLDEN)
 
 
 def pick(

@@ -1,7 +1,6 @@
 """The log of a run: a line an interval on the console and in metrics.jsonl."""
 
 import json
-import math
 import resource
 import sys
 import time
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
+from rcnn import processes
 from rcnn.atomic import replacing
 from rcnn.structures import Batch
 
@@ -24,7 +25,7 @@ class NonFiniteLossError(ValueError):
 
 
 class Log:
-    """Collects device scalars and reads them once an interval.
+    """Collects device scalars and reads them once an interval, those of all processes; rank 0 alone writes.
 
     Args:
         name_image: turns an index in the data set into what the user knows the image by.
@@ -43,7 +44,7 @@ class Log:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, which a resumed run writes again, and one that was not finished."""
-        if not self.path.is_file():
+        if processes.rank() or not self.path.is_file():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
@@ -57,7 +58,7 @@ class Log:
         self._names = [name for name in SCALARS if name in scalars]
         values = torch.stack([scalars[name].float() for name in self._names])
         self._pending.append((step, values, batch.image_index))
-        self._images += len(batch.image_index)
+        self._images += int((batch.image_index >= 0).sum())
         if step % self.every == 0 or step == self.total:
             self.flush(epoch, lr)
 
@@ -69,25 +70,30 @@ class Log:
         """
         if not self._pending:
             return
-        values = torch.stack([scalars for _, scalars, _ in self._pending]).cpu()
+        values = processes.gather(torch.stack([scalars for _, scalars, _ in self._pending]))
         self._refuse_non_finite(values, lr)
+        images, memory = processes.gather(torch.tensor([self._images, _peak_memory()])).unbind(1)
         step = self._pending[-1][0]
         elapsed = time.perf_counter() - self._since
         row = {"step": step, "epoch": round(epoch, 4), "lr": lr}
         row |= dict.fromkeys(SCALARS)  # None stays where RPN or head is not trained
-        row |= dict(zip(self._names, values.mean(0).tolist(), strict=True))
-        row |= {"images_per_second": self._images / elapsed, "memory_bytes": _peak_memory()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        row |= dict(zip(self._names, values.mean((0, 1)).tolist(), strict=True))
+        row |= {"images_per_second": int(images.sum()) / elapsed, "memory_bytes": int(memory.max())}
+        if processes.rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         print(self._line(row), file=sys.stderr, flush=True)
         self._pending, self._images, self._since = [], 0, time.perf_counter()
 
-    def _refuse_non_finite(self, values: Tensor, lr: float) -> None:
-        for (step, _, images), row in zip(self._pending, values, strict=True):
-            if math.isfinite(row[0]):
+    def _refuse_non_finite(self, values: Float32[Tensor, "W n k"], lr: float) -> None:
+        for (step, _, indices), rows in zip(self._pending, values.unbind(1), strict=True):
+            if rows[:, 0].isfinite().all():
                 continue
+            guilty = ~rows[:, 1:].isfinite().all(1)  # a process whose loss was good is told of another's bad one
+            images = processes.gather(indices)[guilty if guilty.any() else ~guilty].flatten()
             names = ", ".join(self.name_image(i) for i in images.tolist() if i >= 0)
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, row.tolist(), strict=True))
+            means = zip(self._names, rows.mean(0).tolist(), strict=True)
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in means)
             raise NonFiniteLossError(
                 f"the loss is not finite at step {step} ({parts}); images of the batch: {names}. The learning rate "
                 f"was {lr:g}: lower it (--train.lr) or warm up longer (--train.warmup); the weights of the last "

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from rcnn import processes
 from rcnn.inference.upload import Upload
 from rcnn.structures import Batch
-from rcnn.training.checkpoint import load_checkpoint, save_checkpoint
+from rcnn.training.checkpoint import load_checkpoint, newest_sound, save_checkpoint
 from rcnn.training.log import Log
 from rcnn.training.schedule import Schedule
 from rcnn.training.step import TrainStep
@@ -45,7 +46,8 @@ def train(
 ) -> None:
     """Run updates until `schedule.total`, from the newest checkpoint in `folder` on, or from the start without one.
 
-    A checkpoint is written every `save_every` updates, at the end, and when SIGTERM or SIGINT asks to stop.
+    A checkpoint is written every `save_every` updates, at the end, and when SIGTERM or SIGINT asks to stop. Of several
+    processes rank 0 writes; all of them stop after the same step, whichever was asked.
 
     Raises:
         NonFiniteLossError: the loss was not finite; no weight was changed by it.
@@ -56,18 +58,25 @@ def train(
     done = _restore(step, folder, device)
     log.rewind(done)
     step.model.train()
+    vote = processes.Vote()
     with _asked_to_stop() as asked:
         for batch in _batches(loader, done, schedule.total):
+            processes.note(f"at step {done + 1}")
             lr = schedule(done)
             scalars = step(upload(batch), lr)
             done += 1
             epoch = done / len(loader)
             log.add(done, epoch, lr, scalars, batch)
-            if done % save_every == 0 or done == schedule.total or asked:
+            stop = vote(bool(asked))
+            if done % save_every == 0 or done == schedule.total or stop:
                 log.flush(epoch, lr)  # a checkpoint is only written after its losses were seen to be finite
-                save_checkpoint(folder, done, _state(step), keep=keep)
-            if asked and done < schedule.total:
-                raise StoppedError(f"stopped by {asked[0]} after step {done}; go on with --resume")
+                if processes.rank() == 0:
+                    save_checkpoint(folder, done, _state(step), keep=keep)
+            if stop and done < schedule.total:
+                by = asked[0] if asked else "a signal to another process"
+                raise StoppedError(f"stopped by {by} after step {done}; go on with --resume")
+            processes.note(f"waiting for the images of step {done + 1}")
+        vote.close()
 
 
 def _batches(loader: Epochs, done: int, total: int) -> Iterator[Batch]:
@@ -90,10 +99,10 @@ def _state(step: TrainStep) -> dict[str, Any]:
 
 
 def _restore(step: TrainStep, folder: Path, device: torch.device) -> int:
-    found = load_checkpoint(folder, device)
-    if found is None:
+    path = _find(folder)
+    if path is None:
         return 0
-    done, state = found
+    done, state = load_checkpoint(path, device)
     try:
         step.model.load_state_dict(state["model"])
         step.optimiser.load_state_dict(state["optimiser"])
@@ -106,6 +115,16 @@ def _restore(step: TrainStep, folder: Path, device: torch.device) -> int:
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda_rng"]])
     return done
+
+
+def _find(folder: Path) -> Path | None:
+    """The checkpoint of rank 0 to go on from, on every machine."""
+    found = newest_sound(folder) if processes.rank() == 0 else None
+    name = processes.agree(found.name if found else None)
+    if name is None:
+        return None
+    processes.share_file(folder / name)
+    return folder / name
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""The losses of Faster R-CNN as functions of model outputs and targets; masked means over static shapes."""
+"""The losses of Faster R-CNN as functions of model outputs and targets; masked means over static shapes.
+
+The loss of a batch is the mean over its images of each image's own loss, so that it is the same however the images are
+shared out over processes and passes. An image of which nothing is sampled, and an empty place, count as 0.
+"""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,40 +33,42 @@ def smooth_l1(x: Float32[Tensor, "*n"], *, sigma: float) -> Float32[Tensor, "*n"
     return torch.where(size < edge, 0.5 * sigma**2 * x * x, size - 0.5 * edge)
 
 
+def mean_of_images(values: Float32[Tensor, "B N"], chosen: Bool[Tensor, "B N"]) -> Float32[Tensor, ""]:
+    """The mean over the images of each one's mean over what is chosen in it."""
+    return (torch.where(chosen, values, 0.0).sum(1) / chosen.sum(1).clamp(min=1)).mean()
+
+
 def rpn_terms(rpn: RpnOutput, targets: AnchorTargets, *, count: int, sigma: float) -> dict[str, Tensor]:
-    """`rpn_cls`, the mean over the sampled anchors, and `rpn_box`, the sum over positives / (count * images).
+    """`rpn_cls`, the mean over an image's sampled anchors, and `rpn_box`, the sum over its positives / count.
 
     Source: Faster R-CNN 3.1.2, equation 1, weighted as in mx-rcnn (both terms per sampled anchor).
     """
-    chosen = targets.chosen.float()
-    total = chosen.sum().clamp(min=1)
     per_anchor = F.binary_cross_entropy_with_logits(rpn.logits, targets.positive.float(), reduction="none")
     per_box = smooth_l1(rpn.deltas - targets.deltas, sigma=sigma).sum(-1)
     right = (rpn.logits.detach() > 0) == targets.positive
     return {
-        "rpn_cls": (per_anchor * chosen).sum() / total,
+        "rpn_cls": mean_of_images(per_anchor, targets.chosen),
         "rpn_box": torch.where(targets.positive, per_box, 0.0).sum() / (count * rpn.logits.shape[0]),
-        "rpn_accuracy": (right * chosen).sum() / total,
+        "rpn_accuracy": mean_of_images(right.float(), targets.chosen),
     }
 
 
 def head_terms(
     logits: Float32[Tensor, "B R K"], deltas: Float32[Tensor, "B R K 4"], targets: RoiTargets, *, sigma: float
 ) -> dict[str, Tensor]:
-    """`head_cls`, the mean over the RoIs, and `head_box`, the sum over objects' own class / RoIs.
+    """`head_cls`, the mean over an image's RoIs, and `head_box`, the sum over objects' own class / its RoIs.
 
     Source: Fast R-CNN 2.3, equations 1-2.
     """
-    valid = targets.valid.float()
-    total = valid.sum().clamp(min=1)
-    per_roi = F.cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), reduction="none").view_as(valid)
-    own = targets.labels[..., None, None].expand(-1, -1, 1, 4)
+    labels, valid = targets.labels, targets.valid
+    per_roi = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    own = labels[..., None, None].expand(-1, -1, 1, 4)
     per_box = smooth_l1(deltas.gather(2, own).squeeze(2) - targets.deltas, sigma=sigma).sum(-1)
-    right = logits.detach().argmax(-1) == targets.labels
+    right = logits.detach().argmax(-1) == labels
     return {
-        "head_cls": (per_roi * valid).sum() / total,
-        "head_box": torch.where((targets.labels > 0) & targets.valid, per_box, 0.0).sum() / total,
-        "head_accuracy": (right * valid).sum() / total,
+        "head_cls": mean_of_images(per_roi, valid),
+        "head_box": mean_of_images(torch.where(labels > 0, per_box, 0.0), valid),
+        "head_accuracy": mean_of_images(right.float(), valid),
     }
 
 
@@ -111,5 +117,5 @@ def _head_scalars(
 ) -> dict[str, Tensor]:
     units = {"box_mean": model.box_mean, "box_std": model.box_std}
     targets = sample_rois(proposals, batch, rules.rois, offset=model.offset, **units)
-    logits, deltas = model.classify(features, targets.boxes)
+    logits, deltas = model.classify(features, targets.boxes, batch.seed)
     return head_terms(logits, deltas, targets, sigma=rules.head_sigma)

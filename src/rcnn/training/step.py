@@ -10,6 +10,7 @@ from rcnn.inference.step import compiled
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.structures import Batch
 from rcnn.training.descent import descend, keep_low
+from rcnn.training.distributed import Gradients, Share
 
 Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
 
@@ -23,6 +24,7 @@ class TrainStep:
         clip: each element of the gradient is clamped to [-clip, clip]; 0: off.
         bf16: autocast of convolutions and matrix products; weights, losses and boxes stay float32.
         backend: of torch.compile; None runs eagerly.
+        share: of this process and its passes in the images of a step; None: the batch is the step.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class TrainStep:
         clip: float,
         bf16: bool,
         backend: str | None = None,
+        share: Share | None = None,
     ) -> None:
         self.model = model
         self.optimiser = optimiser
@@ -47,8 +50,10 @@ class TrainStep:
                 return loss(model, batch)
 
         self.forward = compiled(forward, backend)
+        self.gradients = Gradients(model, self.forward, share)
         self.update = Captured(self._update, device)
-        self.keeps_low = bf16 and backend is None and device.type == "cpu"
+        whole = share is None or share.passes == share.world == 1  # DDP reduces parameters; passes add up in float32
+        self.keeps_low = whole and bf16 and backend is None and device.type == "cpu"
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One update at learning rate `lr`; the batch is already on the model's device."""
@@ -61,11 +66,10 @@ class TrainStep:
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         if self.keeps_low:
             keep_low(self.model)
-        scalars = self.forward(batch)
-        scalars["loss"].backward()
-        finite = self._descend(scalars["loss"].detach())
+        scalars = self.gradients(batch)
+        finite = self._descend(scalars["loss"])
         scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)
-        return {name: value.detach() for name, value in scalars.items()}
+        return scalars
 
     def _descend(self, loss: Tensor) -> Tensor:
         """Update the weights where loss and gradients are finite, and say whether they are."""

@@ -61,7 +61,7 @@ def label_anchors(
     Source: Faster R-CNN 3.1.2. Differs from mx-rcnn: an object that no anchor touches makes none positive.
     """
     anchors = rpn.anchors[None].expand(batch.boxes.shape[0], -1, -1)
-    candidates = rpn.anchors_valid
+    candidates = rpn.anchors_valid & _is_image(batch)
     if rules.border >= 0:
         candidates = candidates & inside_image(rpn.anchors, batch.image_size, border=rules.border, offset=offset)
     overlaps, best, index = _match(anchors, batch, offset)
@@ -107,7 +107,7 @@ def sample_rois(
     RoIs; the losses are means over the filled ones.
     """
     boxes = torch.cat([proposals.boxes, batch.boxes], dim=1)
-    valid = torch.cat([proposals.valid, batch.boxes_valid], dim=1)
+    valid = torch.cat([proposals.valid, batch.boxes_valid], dim=1) & _is_image(batch)
     _, best, index = _match(boxes, batch, offset)
     low, high = rules.background_iou
     ignored = _in_ignored(boxes, batch, rules.ignore_overlap, offset)
@@ -124,6 +124,11 @@ def sample_rois(
     target = batch.boxes.gather(1, index[..., None].expand(-1, -1, 4))
     deltas = (encode(chosen, target, offset=offset) - box_mean[labels]) / box_std[labels]
     return RoiTargets(chosen, labels, deltas, value > 0)
+
+
+def _is_image(batch: Batch) -> Bool[Tensor, "B 1"]:
+    """False at the empty places of the batch, of which nothing is learnt."""
+    return (batch.image_index >= 0)[:, None]
 
 
 def _full(batch: Batch, count: int) -> Tensor:
