@@ -116,7 +116,8 @@ def _build_backbone(name: str) -> VGG16 | ResNetC4 | ResNetV2C4:
 def _build_head(model: Model, channels: int, num_classes: int) -> RoiHead:
     if model.head == "fc":
         size, hidden = model.roi_size, model.head_hidden
-        return FCHead(channels, size, hidden=hidden, dropout=model.dropout, num_classes=num_classes)
+        dropout, svd = model.dropout, model.svd
+        return FCHead(channels, size, hidden=hidden, dropout=dropout, num_classes=num_classes, svd=svd)
     if model.backbone == "vgg16":
         raise ValueError("--model.head stage4: VGG16 has no fourth stage; use --model.head fc")
     depth = int(model.backbone.removeprefix("resnet").removesuffix("_v2"))

@@ -60,6 +60,8 @@ class Model:
     """width of the fc head"""
     dropout: float = 0.5
     """of the fc head"""
+    svd: tuple[int, ...] = ()
+    """ranks of the fc head's two layers, each as two thinner ones (rcnn convert --svd); empty: whole layers"""
     offset: float = 1.0
     """1: inclusive pixel boxes (width = x2 - x1 + 1), as Caffe and MXNet models use; 0: continuous"""
     beyond: float = 0.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn.models.layers import FusedConv, FusedLinear, can_pack, convolve, dense, fuse
+from rcnn.models.layers import FusedConv, FusedLinear, LowRank, can_pack, convolve, dense, fuse, truncate
 from rcnn.models.norm import FrozenBatchNorm
 
 
@@ -117,3 +117,23 @@ def test_other_types_are_not_packed() -> None:
     assert not can_pack(torch.zeros(1, dtype=torch.float64))
     conv, x = nn.Conv2d(3, 4, 1).double(), torch.randn(1, 3, 2, 2, dtype=torch.float64)
     assert torch.allclose(convolve(x, conv, relu=True), F.relu(conv(x)))
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (7, 7)])
+def test_truncation_is_the_best_of_its_rank(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape)
+    values = torch.linalg.svdvals(weight)
+    for rank in (1, 3, 6):
+        first, second = truncate(weight, rank)
+        assert first.shape == (rank, shape[1]) and second.shape == (shape[0], rank)
+        missed = (second @ first - weight).square().sum()
+        assert torch.allclose(missed, values[rank:].square().sum(), atol=1e-4)  # Eckart and Young
+
+
+def test_a_layer_of_low_rank_is_its_two_layers_fused_or_not() -> None:
+    layer, x = LowRank(12, 3, 7), torch.randn(5, 3, 2, 2).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = F.relu(layer.second(layer.first(x.flatten(1))))
+        assert torch.allclose(dense(x, layer, relu=True), expected, atol=1e-6)
+        fuse(layer, torch.float32)
+        assert torch.allclose(dense(x, layer, relu=True), expected, atol=1e-5)

@@ -4,7 +4,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn.models.layers import dense
+from rcnn.models.layers import LowRank, dense
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.resnet import DEPTHS, make_layer
 from rcnn.models.resnet_v2 import EPS, stage_units
@@ -43,16 +43,26 @@ class RoiHead(nn.Module):
 
 
 class FCHead(RoiHead):
-    """Two fully connected layers, fc6 and fc7. Source: Fast R-CNN 2.1."""
+    """Two fully connected layers, fc6 and fc7. Source: Fast R-CNN 2.1.
 
-    def __init__(self, channels: int, size: int, *, hidden: int, dropout: float, num_classes: int) -> None:
+    Args:
+        svd: ranks of fc6 and fc7, then of two layers each; empty: whole layers.
+    """
+
+    def __init__(
+        self, channels: int, size: int, *, hidden: int, dropout: float, num_classes: int, svd: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(hidden, num_classes)
         self.dropout = dropout
-        self.fc6 = nn.Linear(channels * size * size, hidden)
-        self.fc7 = nn.Linear(hidden, hidden)
-        for layer in (self.fc6, self.fc7):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+        self.fc6, self.fc7 = (
+            LowRank(inputs, svd[i], hidden) if svd else nn.Linear(inputs, hidden)
+            for i, inputs in enumerate((channels * size * size, hidden))
+        )
+        for name, parameter in (*self.fc6.named_parameters(), *self.fc7.named_parameters()):
+            if name.endswith("weight"):
+                nn.init.kaiming_uniform_(parameter, a=1)
+            else:
+                nn.init.zeros_(parameter)
 
     def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
         x = self._drop(dense(x, self.fc6, relu=True), seed, stream=3)

@@ -38,15 +38,48 @@ def convolve(
     return F.relu(y, inplace=True) if relu else y
 
 
-def dense(x: Float[Tensor, "n *E"], linear: "nn.Linear | FusedLinear", *, relu: bool = False) -> Float[Tensor, "n D"]:
+def dense(
+    x: Float[Tensor, "n *E"], linear: "nn.Linear | FusedLinear | LowRank", *, relu: bool = False
+) -> Float[Tensor, "n D"]:
     """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel.
 
     A layer that is trained in bfloat16 has its weight in it as `low` (`training.step`), so that no step casts it.
     """
+    if isinstance(linear, LowRank):
+        return dense(dense(x, linear.first), linear.second, relu=relu)
     if isinstance(linear, FusedLinear):
         return linear(x, relu=relu)
     y = F.linear(x.flatten(1), getattr(linear, "low", linear.weight), linear.bias)
     return F.relu(y, inplace=True) if relu else y
+
+
+class LowRank(nn.Module):
+    """A linear layer of limited rank as two: one to as many values as the rank, without bias, and one from them.
+
+    Source: Girshick 2015 (Fast R-CNN), 3.1.
+    """
+
+    def __init__(self, inputs: int, rank: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, rank, bias=False)
+        self.second = nn.Linear(rank, outputs)
+
+
+def truncate(weight: Float[Tensor, "D E"], rank: int) -> tuple[Float[Tensor, "r E"], Float[Tensor, "D r"]]:
+    """The weights of the two layers of LowRank that come nearest to one layer's, by truncated SVD.
+
+    The singular values are shared out evenly, so that both have numbers of like size. Float32 by way of the smaller of
+    the two Gram matrices, in float64.
+    """
+    wide = weight.double()
+    if len(weight) > weight.shape[1]:
+        second, first = truncate(weight.t(), rank)
+        return first.t().contiguous(), second.t().contiguous()
+    values, vectors = torch.linalg.eigh(wide @ wide.t())
+    left = vectors[:, -rank:].flip(1)
+    size = values[-rank:].flip(0).clamp(min=0).pow(0.25)  # the root of the singular value
+    first = (left / size.clamp(min=1e-12)).t() @ wide
+    return first.float(), (left * size).float()
 
 
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:
@@ -134,7 +167,9 @@ class FusedLinear(nn.Module):
         weight = self.linear.weight.detach().to(self.dtype)
         if x.dim() == 4:
             weight = weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        self.weight, self.bias = weight.contiguous(), self.linear.bias.detach().to(self.dtype)
+        bias = self.linear.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(self.dtype)
+        self.weight, self.bias = weight.contiguous(), bias
         self.linear, self.packed = None, can_pack(x)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
