@@ -7,7 +7,8 @@ import torch
 
 from rcnn.data.loader import Loader
 from rcnn.data.records import Record, RecordTable
-from rcnn.inference.collect import collect, collect_proposals, original_detections
+from rcnn.evaluation.results import ImageDetections
+from rcnn.inference.collect import _pack, _unpack, collect, collect_proposals, original_detections
 from rcnn.inference.step import DetectStep, ProposeStep
 from rcnn.structures import Canvas, Detections, Limits
 from tests import tiny
@@ -97,3 +98,16 @@ def test_proposals_of_every_picture_come_once_in_its_own_pixels(tmp_path: Path) 
         assert (boxes >= 0).all() and (boxes[:, 2:] <= [width - 1, height - 1]).all()
         assert (boxes[:, 2:] + 1 > boxes[:, :2]).all()
     assert found[0].boxes.max() > 100  # twice the canvas
+
+
+@pytest.mark.parametrize("names", [("a", "long name"), (7, 12), (7,)])
+def test_what_is_sent_to_rank_0_comes_back(names: tuple[str | int, ...]) -> None:
+    """Also images in which nothing was found."""
+    found = []
+    for count, name in enumerate(names):
+        boxes, scores = np.random.rand(count, 4).astype(np.float32), np.random.rand(count).astype(np.float32)
+        found.append(ImageDetections(name, boxes, scores, np.arange(count)))
+    back = _unpack(ImageDetections, _pack(found))
+    assert [each.image_id for each in back] == list(names)
+    for ours, theirs in zip(back, found, strict=True):
+        assert all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(ours[1:], theirs[1:], strict=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float, Float32, Int64
 
 from rcnn.atomic import replacing
@@ -77,15 +78,27 @@ def save_proposals(
             f"{sum(lengths)} boxes and {sum(map(len, scores))} scores; give one score a box of every image"
         )
     refuse_repeated_ids(image_ids, os.fspath(path))
-    with replacing(Path(path)) as file:
-        np.savez(
-            file,
-            boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes], dtype=np.float32),
-            scores=np.concatenate([np.zeros(0, np.float32), *scores], dtype=np.float32),
-            num_boxes=np.array(lengths, np.int64),
-            image_ids=_id_array(image_ids),
-            header=np.array(json.dumps({**header, "format": FORMAT, "offset": float(offset)}, sort_keys=True)),
-        )
+    text = json.dumps({**header, "format": FORMAT, "offset": float(offset)}, sort_keys=True)
+    with replacing(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
+        _write(archive, "boxes", boxes, (sum(lengths), 4), np.float32)
+        _write(archive, "scores", scores, (sum(lengths),), np.float32)
+        for name, array in (
+            ("num_boxes", np.array(lengths, np.int64)),
+            ("image_ids", _id_array(image_ids)),
+            ("header", np.array(text)),
+        ):
+            _write(archive, name, [array], array.shape, array.dtype)
+
+
+def _write(
+    archive: zipfile.ZipFile, name: str, parts: Sequence[np.ndarray], shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> None:
+    """An array of an .npz as numpy writes it, part by part, so that nothing is in memory twice."""
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, facts)
+        for part in parts:
+            member.write(np.asarray(part, dtype).tobytes())
 
 
 def read_npz(path: str | os.PathLike[str]) -> ProposalFile:
