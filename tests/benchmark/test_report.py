@@ -51,6 +51,12 @@ def test_columns_that_say_nothing_are_left_out() -> None:
     assert not any(word in text for word in ("GFLOP", "RoIs", "peak memory", "time / ours"))
 
 
+def test_a_set_is_said_by_its_images() -> None:
+    text = format_report(report()._replace(settings=settings("eval", images=7)), "some")
+    assert text.startswith("eval, 7 images of 100 detections, 80 classes\n")
+    assert format_report(report(), "some").startswith("infer, some: batch 1, 64 x 96\n")
+
+
 @pytest.mark.parametrize("theirs", [{"rois": 299}, {"flops": 970 * 10**9}])
 def test_unequal_work_is_said(theirs: dict[str, int]) -> None:
     assert "NOT THE SAME WORK: infer, torchvision best" in format_report(report(**theirs), "some")

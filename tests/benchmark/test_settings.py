@@ -10,7 +10,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: object())
 
 
-@pytest.mark.parametrize("what", ["infer", "train", "ops", "data"])
+@pytest.mark.parametrize("what", ["infer", "train", "ops", "data", "eval"])
 def test_json_there_and_back(what: module.What) -> None:
     side = Side("x", "torchvision", "best_malloc", {"A": "1"})
     given = settings(what, precision="bf16", threads=3, batch=2)
@@ -40,13 +40,26 @@ def test_nothing_to_compare_the_data_path_with() -> None:
         choose_sides("data", "torchvision", ("default",))
 
 
+def test_evaluation_is_compared_with_pycocotools_and_nothing_else_is() -> None:
+    (_, peer) = choose_sides("eval", "pycocotools", ("default", "best"))
+    assert (peer.label, peer.package, peer.slow) == ("pycocotools", "pycocotools", True)
+    with pytest.raises(ValueError, match="--against torchvision: it does nothing like eval; use --against pycocotools"):
+        choose_sides("eval", "torchvision", ("default",))
+    with pytest.raises(
+        ValueError, match="--against pycocotools: it does nothing like infer; use --against torchvision"
+    ):
+        choose_sides("infer", "pycocotools", ("default",))
+
+
 def test_a_missing_peer_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed here; pip install torchvision .* or leave --against out"):
         choose_sides("infer", "torchvision", ("default",))
 
 
-@pytest.mark.parametrize(("name", "value"), [("height", 31), ("width", 0), ("batch", 0), ("threads", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("height", 31), ("width", 0), ("batch", 0), ("threads", -1), ("images", 0)]
+)
 def test_impossible_sizes_are_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"--{name} {value}: must be at least"):
         settings("infer", **{name: value})

@@ -51,6 +51,13 @@ def test_the_users_mistake_is_an_answer(allocator: list[str]) -> None:
     assert "--device nonsense" in answer["error"]
 
 
+def test_a_set_is_evaluated_by_either_side(allocator: list[str]) -> None:
+    for side in (Side("rcnn"), Side("peer", "pycocotools")):
+        about, run = served(side, settings("eval", images=2), {"do": "run", "task": "COCO"})
+        assert about["tasks"]["COCO"] == {"precision": "float64", "images": 2} and run["seconds"] > 0
+    assert about["versions"]["pycocotools"] and allocator == ["kept"]
+
+
 @pytest.mark.parametrize("what", ["infer", "ops", "data"])
 def test_the_peer_keeps_its_allocator(what, allocator: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     opened = {"it": Task(lambda: None, "fp32", torch.device("cpu"))}

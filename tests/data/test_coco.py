@@ -155,6 +155,17 @@ def test_missing_pictures_and_sets_are_named(coco_folder: Make, tmp_path: Path) 
         load_coco(tmp_path / "absent", "train2017", offset=1.0)
 
 
+def test_metrics_need_no_pictures(coco_folder: Make) -> None:
+    coco = coco_folder()
+    coco.add(1, (1, 2, 10, 20))
+    coco.write()
+    there = load_coco(coco.root, "train2017", offset=1.0)
+    for path in (coco.root / "train2017").iterdir():
+        path.unlink()
+    table = load_coco(coco.root, "train2017", offset=1.0, pictures=False)
+    assert table.sizes.tolist() == there.sizes.tolist() and table[0].boxes.tolist() == there[0].boxes.tolist()
+
+
 def test_documents_that_cannot_be_used(coco_folder: Make) -> None:
     coco = coco_folder()
     coco.add(1, (1, 2, 10, 20))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcnn import __version__
-from rcnn.benchmark.settings import Settings
+from rcnn.benchmark.settings import CLASSES, DETECTIONS, Settings
 from rcnn.benchmark.timing import Spread, spread
 
 RATES = ("images/s", "GFLOP", "GFLOP/s", "of ceiling", "RoIs", "peak memory", "time / ours")
@@ -68,7 +68,7 @@ def format_report(report: Report, recipe: str) -> str:
     machine = f"{cpu_name()}, {report.facts['threads']} threads, device {report.facts['device']}"
     versions = ", ".join(f"{name} {version}" for name, version in report.facts["versions"].items())
     settings = report.settings
-    lines = [f"{settings.what}, {recipe}: batch {settings.batch}, {settings.height} x {settings.width}"]
+    lines = [f"{settings.what}, {_size(settings, recipe)}"]
     lines += [f"{machine}; {versions}; commit {find_commit()}", ""]
     lines += _columns([HEADINGS, *(_cells(row, report.ceilings) for row in report.rows)])
     lines += [""] + [f"ceiling {name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in report.ceilings.items()]
@@ -129,6 +129,12 @@ def _cells(row: Row, ceilings: dict[str, float]) -> tuple[str, ...]:
         f"{row.peak_bytes / 2**20:.0f} MiB" if row.flops else "",
         f"{ratio.median:.2f} ({ratio.low:.2f} .. {ratio.high:.2f})" if ratio else "",
     )
+
+
+def _size(settings: Settings, recipe: str) -> str:
+    if settings.what == "eval":
+        return f"{settings.images} images of {DETECTIONS} detections, {len(CLASSES)} classes"
+    return f"{recipe}: batch {settings.batch}, {settings.height} x {settings.width}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,9 +8,14 @@ import msgspec
 
 from rcnn.config import Recipe
 
-What = Literal["infer", "train", "ops", "data"]
-Against = Literal["nothing", "torchvision"]
+What = Literal["infer", "train", "ops", "data", "eval"]
+Against = Literal["nothing", "torchvision", "pycocotools"]
 Mode = Literal["default", "channels_last", "best", "default_malloc", "channels_last_malloc", "best_malloc"]
+
+PEERS = {"infer": "torchvision", "train": "torchvision", "ops": "torchvision", "eval": "pycocotools"}
+
+CLASSES = tuple(f"class {number}" for number in range(1, 81))  # of the set for eval, as many as COCO's
+DETECTIONS = 100  # of each of its images
 
 # glibc keeps freed buffers, as rcnn.allocator asks it to: what a user can set without changing torchvision's code
 KEEP_FREED_MEMORY = {
@@ -25,7 +30,7 @@ class Side:
     """One process that is measured."""
 
     label: str
-    package: Literal["rcnn", "torchvision"] = "rcnn"
+    package: Literal["rcnn", "torchvision", "pycocotools"] = "rcnn"
     mode: Mode = "default"
     """torchvision's: default is fp32; channels_last adds that layout and the fused optimiser; best adds bf16"""
     environment: dict[str, str] = field(default_factory=dict)
@@ -46,9 +51,10 @@ class Settings:
     device: str = "auto"
     threads: int = 0
     data_root: str = ""
+    images: int = 5000
 
     def __post_init__(self) -> None:
-        for name, least in (("height", 32), ("width", 32), ("batch", 1), ("threads", 0)):
+        for name, least in (("height", 32), ("width", 32), ("batch", 1), ("threads", 0), ("images", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
@@ -65,13 +71,16 @@ def choose_sides(what: What, against: Against, modes: tuple[Mode, ...]) -> list[
         modes = tuple(dict.fromkeys(_of_operators(mode) for mode in modes))
     if against == "nothing":
         return sides
-    if what == "data":
-        raise ValueError(f"--against {against}: the data path is timed alone; leave --against out")
+    if against != PEERS.get(what):
+        way_out = f"use --against {PEERS[what]}, or leave --against out" if what in PEERS else "leave --against out"
+        raise ValueError(f"--against {against}: it does nothing like {what}; {way_out}")
     if find_spec(against) is None:
         raise ValueError(
-            f"--against {against}: it is not installed here; pip install {against} from the index that torch came "
-            f"from, or leave --against out"
+            f"--against {against}: it is not installed here; pip install {against}"
+            f"{' from the index that torch came from' if against == 'torchvision' else ''}, or leave --against out"
         )
+    if against == "pycocotools":
+        return [*sides, Side(against, "pycocotools", slow=True)]
     return sides + [_peer(mode) for mode in modes]
 
 

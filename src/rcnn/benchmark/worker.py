@@ -8,12 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from rcnn.allocator import keep_freed_memory
-from rcnn.benchmark import network, operators, pictures, torchvision
+from rcnn.benchmark import evaluation, network, operators, pictures, torchvision
 from rcnn.benchmark.ceiling import measure_ceiling
 from rcnn.benchmark.settings import Settings, Side, decode
 from rcnn.benchmark.task import Task, count_work, time_task
@@ -56,6 +57,8 @@ def open_tasks(side: Side, settings: Settings) -> dict[str, Task]:
         keep_freed_memory()
     if settings.what == "data":
         return pictures.open_tasks(settings)
+    if settings.what == "eval":
+        return evaluation.open_ours(settings) if ours else evaluation.open_pycocotools(settings)
     if settings.what == "ops":
         return operators.open_ours(settings) if ours else operators.open_torchvision(settings)
     task = network.open_network(settings) if ours else torchvision.open_network(settings, side.mode)
@@ -88,9 +91,9 @@ def _device_of(tasks: dict[str, Task]) -> torch.device:
 
 
 def _machine(side: Side, device: torch.device) -> dict[str, Any]:
-    versions = {"torch": torch.__version__}
-    if side.package == "torchvision":
-        versions["torchvision"] = torchvision.load_torchvision().__version__
+    versions = {"torch": str(torch.__version__)}
+    if side.package != "rcnn":
+        versions[side.package] = version(side.package)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"versions": versions, "threads": torch.get_num_threads(), "device": name}
 

@@ -9,8 +9,9 @@ import tyro
 from rcnn.benchmark.settings import Against, Mode, Settings, What, choose_sides
 from rcnn.commands.options import parse
 
-DESCRIPTION = """Time this machine: a recipe's network (infer, train), its operators (ops) or its data path (data), on
-made-up input. Prints medians, the range that holds half of the runs, and the share of the machine's own ceiling."""
+DESCRIPTION = """Time this machine: a recipe's network (infer, train), its operators (ops), its data path (data) or the
+evaluation of a set (eval), on made-up input. Prints medians, the range that holds half of the runs, and the share of
+the machine's own ceiling."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Options:
     recipe: str = "vgg16_voc07"
     """a recipe's name or file"""
     against: Against = "nothing"
-    """compare, pair by pair, with the same network or operators built from this package"""
+    """compare, pair by pair, with the same network or operators built from torchvision; eval: with pycocotools"""
     peer_modes: tuple[Mode, ...] = ("default", "best")
     """how the other runs: default is fp32; channels_last adds that layout and a fused optimiser; best adds bf16;
     _malloc sets glibc's allocator to keep freed memory, as rcnn does itself"""
@@ -44,6 +45,8 @@ class Options:
     """auto, cpu, cuda or cuda:1"""
     data_root: str = ""
     """folder of pictures for data; empty: generated ones"""
+    images: int = 5000
+    """of the set for eval"""
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +56,7 @@ def main(argv: list[str]) -> int:
     from rcnn.benchmark.report import format_report, write_json
     from rcnn.recipes.find import find_recipe
 
-    names = ("height", "width", "batch", "precision", "device", "threads", "data_root")
+    names = ("height", "width", "batch", "precision", "device", "threads", "data_root", "images")
     shared = {name: getattr(options, name) for name in names}
     settings = Settings(options.what, find_recipe(options.recipe), **shared)
     report = measure(settings, choose_sides(options.what, options.against, options.peer_modes), runs=options.runs)

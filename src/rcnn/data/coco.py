@@ -166,7 +166,9 @@ class _Reader:
         return [image.file_name, *names] if image.file_name else names
 
     def _locate(self, names: list[str]) -> str:
-        """The first existing file; where one was found, the next is looked for first."""
+        """The first existing file; where one was found, the next is looked for first. Any where none is needed."""
+        if not self.draft.pictures:
+            return names[0]
         for name in names:
             for position, folder in enumerate(self.folders):
                 path = f"{folder}/{name}"

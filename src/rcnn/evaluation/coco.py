@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rcnn.evaluation.collector import collector_paused
 from rcnn.evaluation.ground_truth import GroundTruth, pair_images
 from rcnn.evaluation.results import ImageDetections
 
@@ -18,6 +19,7 @@ DECIMALS = 9  # a width taken from corners is off by 1e-13; rounding gives back 
 Entry = dict[str, Any]  # an annotation or a result as COCO writes it
 
 
+@collector_paused()
 def evaluate_coco(
     ground_truth: Sequence[GroundTruth],
     detections: Sequence[ImageDetections],
@@ -75,8 +77,10 @@ def _sides(boxes: Float[np.ndarray, "n 4"], offset: float) -> list[list[float]]:
 
 
 def _numbered(entries: Iterable[Entry]) -> list[Entry]:
-    # from 1: the evaluator takes 0 for "not matched"
-    return [entry | {"id": number} for number, entry in enumerate(entries, start=1)]
+    numbered = list(entries)
+    for number, entry in enumerate(numbered, start=1):  # the evaluator takes 0 for "not matched"
+        entry["id"] = number
+    return numbered
 
 
 def _accumulate(

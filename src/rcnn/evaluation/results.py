@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from jaxtyping import Float, Int
 
+from rcnn.evaluation.collector import collector_paused
+
 logger = logging.getLogger("rcnn.evaluation")
 
 COMP4_PREFIX = "comp4_det_"  # VOC2007 devkit, "detection, trained on the supplied data"
@@ -76,6 +78,7 @@ def write_detections(
         file.write("\n]}\n")
 
 
+@collector_paused()
 def read_detections(
     path: str | Path,
     *,
@@ -132,6 +135,7 @@ def write_comp4(
     return written
 
 
+@collector_paused()
 def read_comp4(
     folder: str | Path,
     classes: Sequence[str],
@@ -300,7 +304,7 @@ def _read_row(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (float, int) and math.isfinite(value)  # as JSON has them; True is an int by isinstance
 
 
 def _known_image(where: str, image_id: str | int, known: dict[str, str | int] | None) -> str | int:
