@@ -10,6 +10,7 @@ from rcnn.models.layers import dense
 from rcnn.training import descent
 from rcnn.training.descent import descend, keep_low
 from rcnn.training.step import sgd
+from tests import tiny
 
 
 class Net(nn.Module):
@@ -78,3 +79,15 @@ def test_frozen_layers_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net().requires_grad_(False)
     keep_low(net)
     assert not hasattr(net.first, "low")
+
+
+def test_other_units_of_the_box_layer_drop_the_copy_of_the_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "LARGE", 1)
+    model, batch = tiny.detector(), tiny.batch()
+    model.head.bbox_pred.weight.data.normal_(std=0.1)
+    keep_low(model)
+    assert torch.equal(model.head.bbox_pred.low, model.head.bbox_pred.weight.bfloat16())  # pyright: ignore
+    model(batch.images, batch.image_size, batch.scale)  # without autocast: by the float32 weights
+    model.change_box_units(torch.randn(4, 4) * 0.1, torch.full((4, 4), 0.3))
+    keep_low(model)
+    assert torch.equal(model.head.bbox_pred.low, model.head.bbox_pred.weight.bfloat16())  # pyright: ignore

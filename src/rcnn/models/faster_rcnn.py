@@ -124,6 +124,8 @@ class FasterRCNN(nn.Module):
         layer.bias.copy_(((layer.bias.view(-1, 4) * self.box_std + self.box_mean - mean) / std).flatten())
         self.box_mean.copy_(mean)
         self.box_std.copy_(std)
+        if hasattr(layer, "low"):  # a copy for training of the weight as it was; the next step makes another
+            del layer.low
 
     def classify(
         self,

@@ -49,7 +49,8 @@ def dense(
         return dense(dense(x, linear.first), linear.second, relu=relu)
     if isinstance(linear, FusedLinear):
         return linear(x, relu=relu)
-    y = F.linear(x.flatten(1), getattr(linear, "low", linear.weight), linear.bias)
+    low = getattr(linear, "low", None) if torch.is_autocast_enabled(x.device.type) else None
+    y = F.linear(x.flatten(1), linear.weight if low is None else low, linear.bias)
     return F.relu(y, inplace=True) if relu else y
 
 
