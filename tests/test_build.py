@@ -185,6 +185,19 @@ def test_a_saved_model_comes_back_with_all_that_is_needed(tmp_path: Path) -> Non
     assert same_weights(back.state_dict(), model.state_dict())
 
 
+def test_what_a_model_file_lacks_is_zero_and_the_file_stays_as_it_is(tmp_path: Path) -> None:
+    """A Fast R-CNN's has no RPN; its weights are memory-mapped, and may be changed without the file."""
+    recipe = replace(SMALL, train=replace(SMALL.train, method="fast_rcnn"))
+    path = saved(tmp_path, small_model(), recipe)
+    before = path.read_bytes()
+    back = build.load_model(path, recipe, len(CLASSES))
+    assert not any(x.any() for x in back.rpn.parameters()) and back.head.fc6.weight.any()
+    with torch.no_grad():
+        for parameter in back.parameters():
+            parameter.fill_(7)
+    assert path.read_bytes() == before
+
+
 def test_load_makes_a_detector_of_a_file_or_a_run(tmp_path: Path) -> None:
     model = small_model()
     path = saved(tmp_path, model)

@@ -27,6 +27,7 @@ from rcnn.inference.predictor import Predictor
 from rcnn.inference.step import DetectStep, ProposeStep, place
 from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
 from rcnn.models.heads import FCHead, Layer4Head, RoiHead, Stage4HeadV2
+from rcnn.models.initial import Undrawn
 from rcnn.models.resnet import ResNetC4
 from rcnn.models.resnet_v2 import ResNetV2C4
 from rcnn.models.rpn import RPN
@@ -351,13 +352,19 @@ def read_model_header(path: Path) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def load_model(path: Path, recipe: Recipe, num_classes: int) -> FasterRCNN:
-    """The detector with the weights of one of our own files: all that its method trains and nothing else."""
+    """The detector with the weights of one of our own files: all that its method trains; zeros elsewhere.
+
+    The weights stay in the file, memory-mapped, until they are used; those that change get memory of their own.
+    """
     tensors, _ = safetensors.load(path)
-    model = build_model(recipe.model, recipe.eval, num_classes)
-    report = load_into(model, tensors, source=str(path))
+    with Undrawn():
+        model = build_model(recipe.model, recipe.eval, num_classes)
+    report = load_into(model, tensors, source=str(path), share=True)
     left_out = UNTRAINED.get(recipe.train.method, ())
     if report.skipped or not all(line.name.startswith(left_out) for line in report.initialised):
         raise ValueError(f"{path}: does not fit the recipe in its own header\n{report.format()}")
+    for line in report.initialised:
+        model.state_dict()[line.name].zero_()
     return model
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from rcnn.models.initial import initialise
+from rcnn.models.heads import FCHead
+from rcnn.models.initial import RANDOM, Undrawn, initialise
 from rcnn.models.resnet import ResNetC4, make_layer
 from rcnn.models.vgg import VGG16
 
@@ -28,3 +29,24 @@ def test_biases_begin_at_zero_and_only_named_layers_too() -> None:
     initialise(block, last_of_block=("last",))
     assert not block.get_submodule("last").weight.any() and block.get_submodule("first").weight.any()
     assert not block.get_submodule("first").bias.any()
+
+
+def test_undrawn_layers_cost_no_random_number_and_later_ones_do() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with Undrawn():
+        FCHead(4, 2, hidden=8, dropout=0.5, num_classes=3)
+        ResNetC4(18)
+        VGG16()
+    assert torch.equal(torch.rand(2), expected)
+    assert nn.Linear(50, 50).weight.std() > 0
+
+
+def test_undrawn_leaves_all_else_as_it_is() -> None:
+    with Undrawn():
+        made = torch.zeros(3).fill_(2), torch.arange(3).float(), nn.init.constant_(torch.empty(2), 4)
+        assert nn.init.normal_(made[0]) is made[0]
+        assert not nn.Linear(3, 2).to(torch.float64).weight.grad_fn
+    assert [x.tolist() for x in made] == [[2, 2, 2], [0, 1, 2], [4, 4]]
+    assert all(hasattr(nn.init, name) for name in RANDOM)

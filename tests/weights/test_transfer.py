@@ -110,6 +110,31 @@ def test_half_precision_and_other_memory_formats_are_converted() -> None:
     assert torch.equal(model.backbone[0].weight, tensors["backbone.0.weight"].float())
 
 
+def test_shared_tensors_are_the_models_own() -> None:
+    tensors, model = copies(Detector()), Detector()
+    model.backbone[0].weight.requires_grad_(False)
+    del tensors["head.fc6.bias"]
+    tensors["head.fc6.weight"] = tensors["head.fc6.weight"].half()
+    fresh = model.head.fc6.bias.clone()
+    report = load_into(model, tensors, source="a.pth", share=True)
+    assert names(report.initialised) == {"head.fc6.bias"} and torch.equal(model.head.fc6.bias, fresh)
+    own = dict(model.state_dict(keep_vars=True))
+    shared = {name for name, tensor in tensors.items() if own[name].data_ptr() == tensor.data_ptr()}
+    assert shared == set(tensors) - {"head.fc6.weight"}
+    assert own["head.fc6.weight"].dtype == torch.float32
+    assert torch.equal(own["head.fc6.weight"], tensors["head.fc6.weight"].float())
+    assert [name for name, x in own.items() if not x.requires_grad and x.is_floating_point()] == [
+        "backbone.0.weight", "backbone.1.running_mean", "backbone.1.running_var",
+    ]  # fmt: skip
+
+
+def test_values_whose_sum_is_not_finite_may_be() -> None:
+    tensors, model = copies(Detector()), Detector()
+    tensors["head.fc6.weight"].fill_(3e38)
+    load_into(model, tensors, source="a.pth")
+    assert torch.equal(model.head.fc6.weight, tensors["head.fc6.weight"])
+
+
 def test_nan_is_refused_by_name_and_nothing_is_loaded() -> None:
     tensors, model = copies(Detector()), Detector()
     fresh = copies(model)

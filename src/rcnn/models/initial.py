@@ -1,6 +1,12 @@
-"""Initial weights of backbones that train without normalisation statistics of their own."""
+"""Initial weights: of backbones that train without normalisation statistics of their own; and none at all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+RANDOM = {"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"}  # what layers are initialised by
 
 
 def initialise(backbone: nn.Module, *, last_of_block: tuple[str, ...] = ()) -> None:
@@ -20,3 +26,22 @@ def initialise(backbone: nn.Module, *, last_of_block: tuple[str, ...] = ()) -> N
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside this block new layers draw no random weights: they hold whatever their memory held.
+
+    For models whose weights come from a file; drawing those of VGG16 takes a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

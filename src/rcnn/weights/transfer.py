@@ -52,6 +52,7 @@ def load_into(
     source: object,
     classes: Sequence[str] = (),
     source_classes: Sequence[str] = (),
+    share: bool = False,
 ) -> TransferReport:
     """Copies every tensor that fits by name and shape into the model, which must be freshly initialised.
 
@@ -61,6 +62,7 @@ def load_into(
 
     Args:
         source: what the tensors were read from, for messages; see `open.read_weights`.
+        share: put the tensors themselves into the model, where their dtype is the model's.
 
     Raises:
         ValueError: the tensors are another network's, or hold NaN or infinity.
@@ -70,10 +72,7 @@ def load_into(
     pick = _ClassPick(tuple(classes), tuple(source_classes))
     fits = {name: _fit(name, target, tensors.get(name), pick, str(source)) for name, target in own.items()}
     _refuse_stranger(own, fits, tensors, str(source))
-    with torch.no_grad():
-        for name, fit in fits.items():
-            if fit.value is not None:
-                own[name].copy_(fit.value)
+    _put(model, own, {name: fit.value for name, fit in fits.items() if fit.value is not None}, share=share)
     account = [(Line(name, tuple(own[name].shape), fit.reason), fit.value) for name, fit in fits.items()]
     return TransferReport(
         source=str(source),
@@ -85,6 +84,15 @@ def load_into(
             if name not in own
         ),
     )
+
+
+@torch.no_grad()
+def _put(model: nn.Module, own: Mapping[str, Tensor], values: Mapping[str, Tensor], *, share: bool) -> None:
+    if share:
+        model.load_state_dict({name: value.to(own[name].dtype) for name, value in values.items()}, False, assign=True)
+        return
+    for name, value in values.items():
+        own[name].copy_(value)
 
 
 class _ClassPick(NamedTuple):
@@ -118,7 +126,8 @@ def _fit(name: str, target: Tensor, value: Tensor | None, pick: _ClassPick, sour
     if mixed is None and target.shape != value.shape:
         return _Fit(None, _mismatch(name, target, value, source))
     if value.is_floating_point():
-        bad = value.numel() - int(value.isfinite().sum())
+        finite = bool(value.sum().isfinite())  # a tenth of the time of looking at each
+        bad = 0 if finite else value.numel() - int(value.isfinite().sum())
         if bad and bool(value.isnan().all()):
             return _Fit(None, "only NaN in the file")
         if bad:
