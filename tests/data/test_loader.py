@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +118,45 @@ def test_workers_outlive_a_signal_to_every_process_and_end_with_the_loader(table
     for worker in workers:
         worker.join(20)
         assert worker.exitcode is not None
+
+
+SCRIPT = """
+from pathlib import Path
+import sys
+from rcnn.data.canvases import measure_limits
+from rcnn.data.loader import Loader
+from rcnn.data.shapes import write_shapes
+from rcnn.data.voc import load_voc
+
+write_shapes(sys.argv[1], train=6, test=1, seed=0)
+table = load_voc(sys.argv[1], "trainval", classes=("circle", "square", "triangle"), offset=0.0)
+loader = Loader(
+    table, measure_limits(table, short=60, long=90, multiple=32), batch=2, short=60, long=90, offset=0.0, flip="none",
+    shuffle=True, seed=0, workers=2,
+)
+batches = loader.epoch(0)
+next(batches)
+print("got one", flush=True)
+"""
+
+
+def test_a_program_that_leaves_an_epoch_and_never_closes_ends(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "got one\n" and not done.stderr
+
+
+def test_an_epoch_cannot_go_on_after_closing(table: RecordTable) -> None:
+    made = loader(table, workers=1)
+    batches = made.epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    made.close()
+    worker.join(20)
+    assert worker.exitcode == 0
+    with pytest.raises(RuntimeError, match="the loader was closed"):
+        next(batches)
 
 
 def test_the_global_generator_is_left_alone(table: RecordTable) -> None:

@@ -1,8 +1,10 @@
 """Records -> batches of static shape: grouped by canvas, shuffled, sharded by rank, decoded in worker processes."""
 
+import atexit
 import logging
 import os
 import signal
+import weakref
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import cycle
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 from rcnn.data.batches import BatchMaker, Made, OnBadImage, to_tensors
 from rcnn.data.canvases import choose_canvases
 from rcnn.data.epoch import EpochPlan, Flip, plan_epoch
-from rcnn.data.handover import Order, SharedMaker
+from rcnn.data.handover import Order, Parcel, SharedMaker
 from rcnn.data.proposals import ProposalTable
 from rcnn.data.records import Dataset, require_boxes
 from rcnn.structures import Batch, Limits
@@ -124,7 +126,9 @@ class Loader:
         return whole.places(rank * places, places) if places else whole.every(rank, world)
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """Ends the worker processes; an epoch that is under way cannot go on."""
+        if self._workers:
+            self._workers.close()
         self._workers = None
 
 
@@ -135,7 +139,7 @@ class _Workers:
         # one place more than can be ordered: the batch that is being received has its place too
         self._maker = SharedMaker(maker, places=workers * AHEAD + 1, batch=batch)
         self._orders = _Orders(self._maker.places)
-        self._processes = DataLoader(
+        self._processes: DataLoader | None = DataLoader(
             self._maker,  # pyright: ignore[reportArgumentType]: indexed by __getitems__ only
             batch_sampler=self._orders,  # pyright: ignore[reportArgumentType]: an index is an Order
             num_workers=workers,
@@ -145,10 +149,30 @@ class _Workers:
             prefetch_factor=AHEAD,
             persistent_workers=True,
         )
+        self._results: Iterator[Parcel] | None = None  # which nobody else holds: the processes end with it
+        _RUNNING.add(self)
 
     def epoch(self, plan: EpochPlan, start: int) -> Iterator[Made]:
+        assert self._processes is not None
         self._orders.plan, self._orders.start = plan, start
-        return map(self._maker.receive, self._processes)
+        self._results = iter(self._processes)
+        for _ in range(start, len(plan.canvas)):
+            if self._results is None:
+                raise RuntimeError("the loader was closed")
+            yield self._maker.receive(next(self._results))
+
+    def close(self) -> None:
+        self._processes = self._results = None
+
+
+_RUNNING: weakref.WeakSet[_Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Python would end what is left with a signal, which they ignore, and wait for them for ever."""
+    for workers in list(_RUNNING):
+        workers.close()
 
 
 class _Orders(Iterable[Order]):
