@@ -108,7 +108,7 @@ def test_workers_outlive_a_signal_to_every_process_and_end_with_the_loader(table
     before = set(multiprocessing.active_children())
     made = loader(table, workers=2)
     batches = made.epoch(0)
-    found = [next(batches)]
+    found = [next(batches), next(batches)]  # one of each worker: both have begun
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
