@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,17 @@ def test_a_training_run_leaves_the_weights_as_they_are() -> None:
     task.run()
     task.run()
     assert all(torch.equal(before[name], value) for name, value in task.head.state_dict().items())
+
+
+@pytest.mark.parametrize(("what", "rois"), [("infer", 40), ("train", 8)])
+def test_a_fast_rcnn_has_proposals_and_runs_no_rpn(what: Any, rois: int) -> None:
+    joint = settings(what, model={"frozen": ("all",)}, batch=2)
+    recipe = joint.recipe
+    train, data = replace(recipe.train, method="fast_rcnn"), replace(recipe.data, max_proposals=40)
+    fast = count_work(open_network(replace(joint, recipe=replace(recipe, train=train, data=data))))
+    assert fast.rois == 2 * rois
+    if what == "train":
+        assert fast.flops < count_work(open_network(joint)).flops
 
 
 def test_precision_goes_to_both_parts_of_the_recipe() -> None:

@@ -20,15 +20,17 @@ LEARNING_RATE = 0.0  # every run does the same work
 
 
 def open_network(settings: Settings) -> Task:
-    """The network ready to run, with random weights."""
+    """The network ready to run, with random weights; a Fast R-CNN has random proposals."""
     device = build.choose_device(settings.device)
     recipe = with_precision(settings)
-    batch = made_up_batch(settings.batch, settings.height, settings.width, num_classes(recipe))
+    given = recipe.data.max_proposals if recipe.train.method == "fast_rcnn" else 0
+    batch = made_up_batch(settings.batch, settings.height, settings.width, num_classes(recipe), given)
     torch.manual_seed(SEED)
     model = build.build_model(recipe.model, recipe.eval, num_classes(recipe)).to(device)
-    with torch.no_grad():
-        hidden = F.relu(model.rpn.conv(model.features(batch.images.to(device), batch.image_size.to(device))))
-    spread_outputs(hidden, logits=model.rpn.cls, deltas=model.rpn.box)
+    if not given:
+        with torch.no_grad():
+            hidden = F.relu(model.rpn.conv(model.features(batch.images.to(device), batch.image_size.to(device))))
+        spread_outputs(hidden, logits=model.rpn.cls, deltas=model.rpn.box)
     favour_one_class(model.head.cls_score)
     precision = recipe.train.precision if settings.what == "train" else recipe.eval.precision
     about = (precision_name(precision, device), device, settings.batch)
@@ -59,8 +61,8 @@ def num_classes(recipe: Recipe) -> int:
     return len(recipe.data.classes) or 20
 
 
-def made_up_batch(count: int, height: int, width: int, classes: int) -> Batch:
-    """Pictures of smooth colours and noise that fill their canvas, with random objects."""
+def made_up_batch(count: int, height: int, width: int, classes: int, proposals: int = 0) -> Batch:
+    """Pictures of smooth colours and noise that fill their canvas, with random objects and as many random proposals."""
     generator = torch.Generator().manual_seed(SEED)
     coarse = torch.rand(count, 3, height // 32 + 2, width // 32 + 2, generator=generator)
     smooth = F.interpolate(coarse, (height, width), mode="bilinear").permute(0, 2, 3, 1)
@@ -76,8 +78,8 @@ def made_up_batch(count: int, height: int, width: int, classes: int) -> Batch:
         labels=labels * valid,
         boxes_valid=valid,
         boxes_ignored=torch.zeros_like(valid),
-        proposals=torch.zeros(count, 0, 4),
-        proposals_valid=torch.zeros(count, 0, dtype=torch.bool),
+        proposals=made_up_boxes(count * proposals, height, width, generator).view(count, proposals, 4),
+        proposals_valid=torch.ones(count, proposals, dtype=torch.bool),
         image_index=torch.arange(count),
         seed=torch.arange(count),
     )
