@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import warnings
 
@@ -189,3 +190,22 @@ def test_without_fast_kernels_it_warns_once_and_works(
             assert not has_kernels(torch.device("cpu"))
     finally:
         kernel_loader._load.cache_clear()
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+import torch
+from rcnn.ops.nms import nms
+from rcnn.ops.roi import roi_align, roi_pool
+
+boxes, features = torch.tensor([[[0.0, 0, 9, 9], [1, 1, 8, 8]]]), torch.rand(1, 4, 8, 8)
+nms(boxes, torch.rand(1, 2), torch.ones(1, 2, dtype=torch.bool), iou_threshold=0.5, k=1, offset=1.0)
+roi_pool(features, boxes, output_size=2, spatial_scale=0.5)
+roi_align(features, boxes, output_size=2, spatial_scale=0.5, sampling_ratio=2, aligned=True)
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_operators_of_inference_do_not_load_the_compiler() -> None:
+    """It takes a second, which is most of the time from a cold start to boxes."""
+    subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], check=True)

@@ -39,7 +39,8 @@ def nms(
         raise ValueError(f"nms: iou_threshold is {iou_threshold}; give a number from 0 to 1")
     if k < 1:
         raise ValueError(f"nms: k is {k}; it must keep at least one box")
-    return _nms(boxes, scores, valid, iou_threshold, k, offset)
+    run = _nms if torch.compiler.is_compiling() else _run_nms  # dispatch loads the compiler at first, for a second
+    return run(boxes, scores, valid, iou_threshold, k, offset)
 
 
 def nms_reference(
@@ -67,8 +68,7 @@ def nms_reference(
     return index * kept, kept
 
 
-@torch.library.custom_op("rcnn::nms", mutates_args=())
-def _nms(
+def _run_nms(
     boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float, k: int, offset: float
 ) -> tuple[Tensor, Tensor]:
     boxes, scores = boxes.detach(), scores.detach()
@@ -79,6 +79,9 @@ def _nms(
     threads = torch.get_num_threads()
     module.nms(boxes.contiguous(), scores.contiguous(), valid.contiguous(), index, kept, iou_threshold, offset, threads)
     return index, kept
+
+
+_nms = torch.library.custom_op("rcnn::nms", _run_nms, mutates_args=())
 
 
 @_nms.register_fake

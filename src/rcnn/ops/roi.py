@@ -39,7 +39,8 @@ def roi_pool(
     _check("roi_pool", features, boxes, output_size)
     if torch.is_grad_enabled() and features.requires_grad:
         return _roi_pool(features, boxes, output_size, spatial_scale)[0]
-    return _roi_pool_inference(features, boxes, output_size, spatial_scale)
+    run = _roi_pool_inference if _is_dispatched(features, boxes) else _pool_inference
+    return run(features, boxes, output_size, spatial_scale)
 
 
 def roi_align(
@@ -70,7 +71,8 @@ def roi_align(
     Source: He et al., Mask R-CNN, 3; boundary rules as in Detectron2.
     """
     _check("roi_align", features, boxes, output_size)
-    return _roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    run = _roi_align if _is_dispatched(features, boxes) else _align
+    return run(features, boxes, output_size, spatial_scale, sampling_ratio, aligned)
 
 
 def _check(name: str, features: Tensor, boxes: Tensor, output_size: int) -> None:
@@ -259,8 +261,13 @@ def _new_features(grad: Tensor, images: int, height: int, width: int) -> Tensor:
     return grad.new_empty((images, height, width, grad.shape[1])).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("rcnn::roi_align", mutates_args=())
-def _roi_align(
+def _is_dispatched(features: Tensor, boxes: Tensor) -> bool:
+    """Whether a call must be PyTorch's operator, whose dispatch loads the compiler at first, which takes a second."""
+    differentiable = torch.is_grad_enabled() and (features.requires_grad or boxes.requires_grad)
+    return differentiable or torch.compiler.is_compiling()
+
+
+def _align(
     features: Tensor, boxes: Tensor, output_size: int, spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     settings = (spatial_scale, sampling_ratio, aligned)
@@ -271,6 +278,9 @@ def _roi_align(
     cells, boxes = _cells_last(features), boxes.detach().contiguous()
     module.roi_align(cells, boxes, out.permute(0, 2, 3, 1), *settings, torch.get_num_threads())
     return out
+
+
+_roi_align = torch.library.custom_op("rcnn::roi_align", _align, mutates_args=())
 
 
 @torch.library.custom_op("rcnn::roi_align_backward", mutates_args=())
@@ -297,8 +307,7 @@ def _roi_pool(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: 
     return out, argmax
 
 
-@torch.library.custom_op("rcnn::roi_pool_inference", mutates_args=())
-def _roi_pool_inference(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: float) -> Tensor:
+def _pool_inference(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     module = _kernels_for(features)
     if module is None:
         return roi_pool_reference(features, boxes, output_size, spatial_scale)[0]
@@ -306,6 +315,9 @@ def _roi_pool_inference(features: Tensor, boxes: Tensor, output_size: int, spati
     no_argmax = out.new_empty((0, 0, 0, 0), dtype=torch.int16)
     _run_pool(module, features, boxes, out, no_argmax, spatial_scale)
     return out
+
+
+_roi_pool_inference = torch.library.custom_op("rcnn::roi_pool_inference", _pool_inference, mutates_args=())
 
 
 def _run_pool(
