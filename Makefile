@@ -33,7 +33,7 @@ static: .venv/installed-dev
 
 bench: .venv/installed
 	mkdir -p benchmarks
-	for what in ops data infer train; do \
+	for what in ops data eval infer train; do \
 		.venv/bin/rcnn bench $$what --json benchmarks/$$(date +%F)-$(MACHINE)-$$what.json || exit; \
 	done
 
