@@ -63,6 +63,13 @@ def test_a_fast_rcnn_has_proposals_and_runs_no_rpn(what: Any, rois: int) -> None
         assert fast.flops < count_work(open_network(joint)).flops
 
 
+def test_a_training_in_phases_has_no_step_to_time() -> None:
+    given = settings("train")
+    alternate = replace(given.recipe, train=replace(given.recipe.train, method="alternate"))
+    with pytest.raises(ValueError, match="its training is alternate, in phases"):
+        open_network(replace(given, recipe=alternate))
+
+
 def test_precision_goes_to_both_parts_of_the_recipe() -> None:
     recipe = with_precision(settings("infer", precision="bf16"))
     assert (recipe.train.precision, recipe.eval.precision) == ("bf16", "bf16")

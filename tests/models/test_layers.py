@@ -1,6 +1,7 @@
 """A convolution or linear layer with what follows it: plain, fused in training, and fused for inference."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_the_fused_convolution_keeps_channels_last() -> None:
     with torch.no_grad():
         y = convolve(x, FusedConv(nn.Conv2d(8, 16, 3, padding=1), torch.float32), relu=True)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_threads_that_begin_together_prepare_a_layer_once_or_twice_but_right() -> None:
+    conv, linear, x = nn.Conv2d(8, 16, 3, padding=1), nn.Linear(16 * 36, 4), torch.randn(1, 8, 6, 6)
+
+    def run(_: int) -> Tensor:
+        with torch.no_grad():
+            return dense(convolve(x, fused, relu=True), last)
+
+    with torch.no_grad():
+        expected = linear(F.relu(conv(x)).flatten(1))
+    for _ in range(20):
+        fused, last = FusedConv(conv, torch.float32), FusedLinear(linear, torch.float32)
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(run, range(4)):
+                assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_fuse_replaces_all_layers_and_leaves_weights_alone() -> None:

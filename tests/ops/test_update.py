@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcnn.ops.update import all_finite, sgd_
+from rcnn.ops.update import Rule, all_finite, sgd_
 
 SHAPES = [(1,), (7,), (1000,), (3, 5), (300, 1024), (4, 3, 3, 3)]
 
@@ -18,7 +18,7 @@ def weights(shape: tuple[int, ...], grad_dtype: torch.dtype) -> tuple[Tensor, Te
 
 def test_one_step_by_hand() -> None:
     weight, buffer, low = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.0]), torch.zeros(2, dtype=torch.bfloat16)
-    sgd_(weight, torch.tensor([9.0, -1.0]), buffer, low, lr=0.1, momentum=0.5, decay=0.25, clip=5.0)
+    sgd_(weight, torch.tensor([9.0, -1.0]), buffer, low, Rule(lr=0.1, momentum=0.5, decay=0.25, clip=5.0))
     assert torch.allclose(buffer, torch.tensor([0.25 + 5.0 + 0.25, -1.0 - 0.5]))
     assert torch.allclose(weight, torch.tensor([1 - 0.55, -2 + 0.15]))
     assert torch.equal(low, weight.bfloat16())
@@ -35,7 +35,7 @@ def test_steps_are_those_of_pytorch(shape: tuple[int, ...], clip: float, grad_dt
     for _ in range(3):
         theirs.grad = grad.float().clamp(-clip, clip) if clip else grad.float()
         optimiser.step()
-        sgd_(weight, grad, buffer, low, lr=0.1, momentum=0.9, decay=0.01, clip=clip)
+        sgd_(weight, grad, buffer, low, Rule(lr=0.1, momentum=0.9, decay=0.01, clip=clip))
     assert torch.allclose(weight, theirs, atol=1e-6)
     assert torch.equal(low, weight.bfloat16())
 
@@ -47,7 +47,7 @@ def test_kernels_agree_with_the_reference(shape: tuple[int, ...], monkeypatch: p
     for kernels in ("", "reference"):
         monkeypatch.setenv("RCNN_KERNELS", kernels)
         mine = [weight.clone(), buffer.clone(), torch.zeros_like(weight, dtype=torch.bfloat16)]
-        sgd_(mine[0], grad, mine[1], mine[2], lr=0.05, momentum=0.9, decay=0.1, clip=2.0)
+        sgd_(mine[0], grad, mine[1], mine[2], Rule(lr=0.05, momentum=0.9, decay=0.1, clip=2.0))
         results.append(mine)
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-2 if a.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
@@ -56,7 +56,7 @@ def test_kernels_agree_with_the_reference(shape: tuple[int, ...], monkeypatch: p
 def test_a_gradient_stored_in_another_order_is_taken_right() -> None:
     weight, grad = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last), torch.randn(4, 3, 3, 3)
     expected = weight - 0.1 * grad
-    sgd_(weight, grad, torch.zeros_like(weight), None, lr=0.1, momentum=0.9, decay=0.0, clip=0.0)
+    sgd_(weight, grad, torch.zeros_like(weight), None, Rule(lr=0.1, momentum=0.9, decay=0.0, clip=0.0))
     assert torch.allclose(weight, expected, atol=1e-6)
 
 

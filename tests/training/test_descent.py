@@ -91,3 +91,17 @@ def test_other_units_of_the_box_layer_drop_the_copy_of_the_old_ones(monkeypatch:
     model.change_box_units(torch.randn(4, 4) * 0.1, torch.full((4, 4), 0.3))
     keep_low(model)
     assert torch.equal(model.head.bbox_pred.low, model.head.bbox_pred.weight.bfloat16())  # pyright: ignore
+
+
+def test_a_layer_with_a_copy_that_computes_without_it_is_trained_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "LARGE", 1)
+    net = Net()
+    optimiser = sgd(net, momentum=0.9, weight_decay=0.0)
+    for group in optimiser.param_groups:
+        group["lr"] = 0.1
+    keep_low(net)
+    before = net.first.weight.detach().clone()
+    net(torch.randn(5, 6)).square().sum().backward()  # no autocast
+    assert descend(net, optimiser, torch.tensor(1.0), clip=0.0)
+    assert not torch.equal(before, net.first.weight)
+    assert torch.equal(net.first.low, net.first.weight.bfloat16())  # pyright: ignore[reportAttributeAccessIssue]

@@ -23,6 +23,11 @@ def open_network(settings: Settings) -> Task:
     """The network ready to run, with random weights; a Fast R-CNN has random proposals."""
     device = build.choose_device(settings.device)
     recipe = with_precision(settings)
+    if settings.what == "train" and recipe.train.method == "alternate":
+        raise ValueError(
+            "--recipe: its training is alternate, in phases, of which each has a step of its own; time a recipe that "
+            "is joint (vgg16_voc07) or Fast R-CNN (vgg16_voc07_fast)"
+        )
     given = recipe.data.max_proposals if recipe.train.method == "fast_rcnn" else 0
     batch = made_up_batch(settings.batch, settings.height, settings.width, num_classes(recipe), given)
     torch.manual_seed(SEED)

@@ -12,7 +12,7 @@ from rcnn.commands.options import parse
 DESCRIPTION = """Convert a weight file to ours: mx-rcnn's .params, py-faster-rcnn's .caffemodel, checkpoints of
 simple-faster-rcnn-pytorch and of jwyang's faster-rcnn.pytorch, torchvision's classifiers.
 A whole detector becomes a model for rcnn test and rcnn demo; weights of a backbone a file for --model.pretrained.
-With --svd: a model of rcnn to a smaller and faster one, nearly as good."""
+With --svd: a model of rcnn to a smaller and faster one, at a price in accuracy."""
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,7 @@ def convolve(
         x, weight, bias, add = _as_autocast(x, weight, bias, add)
         if can_pack(x) and conv.groups == 1:
             return _ConvReLU.apply(x, weight, bias, add, sizes)
-    y = F.conv2d(x, weight, bias, *sizes)  # pyright: ignore[reportCallIssue, reportArgumentType]: padding is no str
-    y = y if add is None else y + add
-    return F.relu(y, inplace=True) if relu else y
+    return _plain(x, weight, bias, add, sizes, relu=relu)
 
 
 def dense(
@@ -43,7 +41,7 @@ def dense(
 ) -> Float[Tensor, "n D"]:
     """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel.
 
-    A layer that is trained in bfloat16 has its weight in it as `low` (`training.step`), so that no step casts it.
+    A layer that is trained in bfloat16 has its weight in it as `low` (`training.descent`), so that no step casts it.
     """
     if isinstance(linear, LowRank):
         return dense(dense(x, linear.first), linear.second, relu=relu)
@@ -69,8 +67,8 @@ class LowRank(nn.Module):
 def truncate(weight: Float[Tensor, "D E"], rank: int) -> tuple[Float[Tensor, "r E"], Float[Tensor, "D r"]]:
     """The weights of the two layers of LowRank that come nearest to one layer's, by truncated SVD.
 
-    The singular values are shared out evenly, so that both have numbers of like size. Float32 by way of the smaller of
-    the two Gram matrices, in float64.
+    Both take the root of the singular values, so that their numbers are of like size. Computed from the smaller Gram
+    matrix, in float64.
     """
     wide = weight.double()
     if len(weight) > weight.shape[1]:
@@ -112,19 +110,17 @@ class FusedConv(nn.Module):
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()
-    def prepare(self, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None) -> None:
-        """Make the weights ready for inputs like x, and let go of the layer that they come from."""
-        assert self.conv is not None
-        weight, bias = _fold(self.conv, norm)
+    def _prepare(self, conv: nn.Conv2d, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None) -> None:
+        """Make the weights ready for inputs like x, then let go of the layer; other threads may be at it too."""
+        (weight, bias), (stride, padding, dilation, groups) = _fold(conv, norm), self.sizes
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        self.weight = weight.detach().to(self.dtype, memory_format=torch.channels_last)
-        self.bias = bias.detach().to(self.dtype)
-        self.conv, self.packed = None, can_pack(x) and self.sizes[3] == 1
-        if self.packed:
-            stride, padding, dilation, groups = self.sizes
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, padding, stride, dilation, groups, list(x.shape)
-            )
+        weight = weight.detach().to(self.dtype, memory_format=torch.channels_last)
+        packed = can_pack(x) and groups == 1
+        if packed:
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            weight = reorder(weight, padding, stride, dilation, groups, list(x.shape))
+        self.weight, self.bias, self.packed = weight, bias.detach().to(self.dtype), packed
+        self.conv = None
 
     def forward(
         self,
@@ -134,18 +130,9 @@ class FusedConv(nn.Module):
         relu: bool = False,
         add: Map | None = None,
     ) -> Map:
-        if self.conv is not None:
-            self.prepare(x, norm)
-        stride, padding, dilation, groups = self.sizes
-        if not self.packed:
-            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-            y = y if add is None else y + add
-            return F.relu(y, inplace=True) if relu else y
-        run, sizes = torch.ops.mkldnn._convolution_pointwise, (padding, stride, dilation, groups)
-        if add is None:
-            return run(x, self.weight, self.bias, *sizes, "relu" if relu else "none", [], "")
-        after = ("relu" if relu else None, [], None)
-        return run.binary(x, add, self.weight, self.bias, *sizes, "add", None, *after)
+        if (conv := self.conv) is not None:
+            self._prepare(conv, x, norm)
+        return (_onednn if self.packed else _plain)(x, self.weight, self.bias, add, self.sizes, relu=relu)
 
 
 class FusedLinear(nn.Module):
@@ -162,22 +149,21 @@ class FusedLinear(nn.Module):
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()
-    def prepare(self, x: Float[Tensor, "n *E"]) -> None:
-        """Make the weights ready for inputs like x, and let go of the layer that they come from."""
-        assert self.linear is not None
-        weight = self.linear.weight.detach().to(self.dtype)
+    def _prepare(self, linear: nn.Linear, x: Float[Tensor, "n *E"]) -> None:
+        """Make the weights ready for inputs like x, then let go of the layer; other threads may be at it too."""
+        weight = linear.weight.detach().to(self.dtype)
         if x.dim() == 4:
             weight = weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        bias = self.linear.bias
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(self.dtype)
-        self.weight, self.bias = weight.contiguous(), bias
-        self.linear, self.packed = None, can_pack(x)
-        if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
+        weight, packed = weight.contiguous(), can_pack(x)
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().to(self.dtype)
+        if packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
+        self.weight, self.bias, self.packed = weight, bias, packed
+        self.linear = None
 
     def forward(self, x: Float[Tensor, "n *E"], *, relu: bool = False) -> Float[Tensor, "n D"]:
-        if self.linear is not None:
-            self.prepare(x)
+        if (linear := self.linear) is not None:
+            self._prepare(linear, x)
         if x.dim() == 4:
             x = x.permute(0, 2, 3, 1)
         x = x.flatten(1)
@@ -192,12 +178,8 @@ class _ConvReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: tuple) -> Tensor:
-        stride, padding, dilation, groups = ctx.sizes = sizes
-        run, settings = torch.ops.mkldnn._convolution_pointwise, (padding, stride, dilation, groups)
-        if add is None:
-            y = run(x, weight, bias, *settings, "relu", [], "")
-        else:
-            y = run.binary(x, add, weight, bias, *settings, "add", None, "relu", [], None)
+        ctx.sizes = sizes
+        y = _onednn(x, weight, bias, add, sizes, relu=True)
         ctx.save_for_backward(x, weight, y)
         return y
 
@@ -211,6 +193,21 @@ class _ConvReLU(torch.autograd.Function):
             grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
         )
         return *of_inputs, grad if ctx.needs_input_grad[3] else None, None
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
+    y = F.conv2d(x, weight, bias, *sizes)
+    y = y if add is None else y + add
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
+    """The same as one kernel."""
+    (stride, padding, dilation, groups), run = sizes, torch.ops.mkldnn._convolution_pointwise
+    settings = (padding, stride, dilation, groups)
+    if add is None:
+        return run(x, weight, bias, *settings, "relu" if relu else "none", [], "")
+    return run.binary(x, add, weight, bias, *settings, "add", None, "relu" if relu else None, [], None)
 
 
 def _as_autocast(*tensors: Any) -> tuple[Any, ...]:

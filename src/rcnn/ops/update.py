@@ -1,5 +1,7 @@
 """SGD with momentum on one weight, in one pass where the compiled kernels serve it."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float32
 from torch import Tensor
@@ -7,16 +9,17 @@ from torch import Tensor
 from rcnn.ops import kernels
 
 
+class Rule(NamedTuple):
+    """What a step of SGD does to a weight."""
+
+    lr: float
+    momentum: float
+    decay: float
+    clip: float  # every element of the gradient is clamped to [-clip, clip]; 0: is not
+
+
 def sgd_(
-    weight: Float32[Tensor, "*n"],
-    grad: Tensor,
-    buffer: Float32[Tensor, "*n"],
-    low: Tensor | None,
-    *,
-    lr: float,
-    momentum: float,
-    decay: float,
-    clip: float,
+    weight: Float32[Tensor, "*n"], grad: Tensor, buffer: Float32[Tensor, "*n"], low: Tensor | None, rule: Rule
 ) -> None:
     """Change the weight and its momentum in place, and its bfloat16 copy with it.
 
@@ -26,15 +29,14 @@ def sgd_(
         grad: float32 or bfloat16, as the weight is stored.
         buffer: the momentum; zero before the first step.
         low: receives the new weight in bfloat16; None: there is no such copy.
-        clip: every element of the gradient is clamped to [-clip, clip]; 0: is not.
     """
     arrays = [_as_stored(x) for x in (grad, weight, buffer)]
     module = kernels.module_for(weight.device)
     alike = all(x is None or x.stride() == weight.stride() for x in (grad, buffer, low))
     if module is None or not hasattr(module, "sgd") or not alike or arrays[0] is None:
-        return _sgd_reference(weight, grad, buffer, low, lr=lr, momentum=momentum, decay=decay, clip=clip)
+        return _sgd_reference(weight, grad, buffer, low, rule)
     copy = weight.new_empty(0, dtype=torch.bfloat16) if low is None else _as_stored(low)
-    module.sgd(*arrays, copy, lr, momentum, decay, clip, torch.get_num_threads())
+    module.sgd(*arrays, copy, *rule, torch.get_num_threads())
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
@@ -59,21 +61,11 @@ def _as_stored(x: Tensor) -> Tensor | None:
     return None
 
 
-def _sgd_reference(
-    weight: Tensor,
-    grad: Tensor,
-    buffer: Tensor,
-    low: Tensor | None,
-    *,
-    lr: float,
-    momentum: float,
-    decay: float,
-    clip: float,
-) -> None:
-    grad = grad.detach().float()
-    if clip:
-        grad = grad.clamp(-clip, clip)
-    buffer.mul_(momentum).add_(grad + decay * weight.detach())
-    weight.detach().sub_(lr * buffer)
+def _sgd_reference(weight: Tensor, grad: Tensor, buffer: Tensor, low: Tensor | None, rule: Rule) -> None:
+    grad, weight = grad.detach().float(), weight.detach()
+    if rule.clip:
+        grad = grad.clamp(-rule.clip, rule.clip)
+    buffer.mul_(rule.momentum).add_(grad + rule.decay * weight)
+    weight.sub_(rule.lr * buffer)
     if low is not None:
-        low.detach().copy_(weight.detach())
+        low.detach().copy_(weight)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rcnn.ops.update import all_finite, sgd_
+from rcnn.ops.update import Rule, all_finite, sgd_
 
 LARGE = 2**20  # weights of a layer; casting a smaller one costs nothing
 
@@ -31,14 +31,15 @@ def descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *,
         Whether all were finite.
     """
     low: dict[Tensor, Tensor] = {m.weight: m.low for m in model.modules() if hasattr(m, "low")}  # pyright: ignore
-    gradients = {p: low[p].grad if p in low else p.grad for group in optimiser.param_groups for p in group["params"]}
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    gradients = {p: p.grad if p.grad is not None else low[p].grad if p in low else None for p in trained}
     finite = all_finite([loss.detach(), *(g for g in gradients.values() if g is not None)])
     for group in optimiser.param_groups if finite else ():
-        rule = {"lr": group["lr"], "momentum": group["momentum"], "decay": group["weight_decay"], "clip": clip}
+        rule = Rule(group["lr"], group["momentum"], group["weight_decay"], clip)
         for p in group["params"]:
             grad = gradients[p]
             if grad is not None:
-                sgd_(p, grad, optimiser.state[p]["momentum_buffer"], low.get(p), **rule)
+                sgd_(p, grad, optimiser.state[p]["momentum_buffer"], low.get(p), rule)
     optimiser.zero_grad(set_to_none=True)
     for copy in low.values():
         copy.grad = None
