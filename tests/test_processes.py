@@ -115,6 +115,23 @@ def test_an_error_in_one_process_ends_all_and_is_told_once() -> None:
     assert (first.status, first.err) == (third.status, third.err) == (2, "")
 
 
+def fail_in_the_middle() -> None:
+    """Process 1 fails, and ends, while the group's threads work on messages of it that are being answered."""
+    for number in range(5000):
+        torch.distributed.all_reduce(torch.ones(100), async_op=processes.rank() == 1)
+        if processes.rank() == 0:
+            time.sleep(0.001)
+        elif number == 4000:
+            raise ValueError("street.jpg: the file ends early")
+
+
+def test_a_process_that_fails_in_the_middle_of_messages_ends_with_its_own_status() -> None:
+    for _ in range(3):
+        first, second = ranks.run("tests.test_processes:fail_in_the_middle", world=2)
+        assert (second.status, second.err) == (2, "rcnn: process 1 of 2: street.jpg: the file ends early\n")
+        assert (first.status, first.err) == (2, "")
+
+
 def test_a_bug_in_one_process_shows_its_traceback_and_no_other() -> None:
     first, second = ranks.run("tests.test_processes:fail", "bug", world=2)
     assert second.status == 1 and "process 1 of 2 failed" in second.err and "KeyError: 'a bug'" in second.err

@@ -4,7 +4,9 @@ They are started by torchrun, or by `--devices`, which is torchrun's launcher. W
 everything here does nothing.
 """
 
+import atexit
 import hashlib
+import io
 import json
 import logging
 import os
@@ -99,6 +101,7 @@ def joined(device: str) -> Iterator[None]:
     if not started() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
+    _write_whole_lines()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     limit = timedelta(seconds=TIMEOUT)
@@ -111,8 +114,34 @@ def joined(device: str) -> Iterator[None]:
             with _quiet() if number else ExitStack():
                 yield
         except Exception as error:
-            raise whereabouts.blame(error) from error
+            blamed = whereabouts.blame(error)
+            atexit.register(_leave, _status(blamed))
+            raise blamed from error
     dist.destroy_process_group()
+
+
+def _leave(status: int) -> None:
+    """End the process here and now, at exit from a group that failed.
+
+    Its threads may still be letting go of messages; one that does so while the interpreter is taken down aborts the
+    process, and the status would say nothing of the fault.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(status)
+
+
+def _status(error: BaseException) -> int:
+    """With what a process ends because of the error, as the command line has it."""
+    return int(error.code or 0) if isinstance(error, SystemExit) else 2 if isinstance(error, ValueError) else 1
+
+
+def _write_whole_lines() -> None:
+    """Let a line be one write even where Python does not buffer, or lines of several processes get mixed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def _own_part(store: Store, number: int, count: int) -> Store:
@@ -189,7 +218,7 @@ class _Whereabouts:
 
     def blame(self, error: Exception) -> BaseException:
         """What this process shall end with: the error with its rank if it is the first, else the first one's status."""
-        status = 2 if isinstance(error, ValueError) else 1
+        status = _status(error)
         lost = isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
         first = None
         with suppress(RuntimeError):
