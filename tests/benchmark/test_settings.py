@@ -35,6 +35,13 @@ def test_operators_are_compared_with_the_reference_and_once_for_each_allocator()
     assert [side.mode for side in sides[2:]] == ["default", "default_malloc"]
 
 
+def test_a_training_step_is_compared_with_that_of_several_processes() -> None:
+    assert choose_sides("train", "nothing", (), 2) == [Side("rcnn"), Side("rcnn, 2 processes", processes=2)]
+    for what, devices in (("infer", 2), ("ops", 3), ("train", 0), ("train", -1)):
+        with pytest.raises(ValueError, match=f"--devices {devices}: is for train, with 2 processes or more"):
+            choose_sides(what, "nothing", (), devices)
+
+
 def test_nothing_to_compare_the_data_path_with() -> None:
     with pytest.raises(ValueError, match="leave --against out"):
         choose_sides("data", "torchvision", ("default",))

@@ -27,7 +27,7 @@ KEEP_FREED_MEMORY = {
 
 @dataclass(frozen=True)
 class Side:
-    """One process that is measured."""
+    """What is measured, in a process of its own or several."""
 
     label: str
     package: Literal["rcnn", "torchvision", "pycocotools"] = "rcnn"
@@ -36,6 +36,8 @@ class Side:
     environment: dict[str, str] = field(default_factory=dict)
     slow: bool = False
     """a run takes so long that two must do, without warm-up"""
+    processes: int = 1
+    """that share a step, each with a batch of its own"""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,20 @@ class Settings:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
 
-def choose_sides(what: What, against: Against, modes: tuple[Mode, ...]) -> list[Side]:
+def choose_sides(what: What, against: Against, modes: tuple[Mode, ...], devices: int = 1) -> list[Side]:
     """The processes of a measurement: ours first, then whatever it is compared with.
+
+    Args:
+        devices: more than one compares a training step of ours with that of so many processes.
 
     Raises:
         ValueError: there is nothing to compare this measurement with.
     """
     sides = [Side("rcnn")]
+    if devices != 1 and (devices < 1 or what != "train"):
+        raise ValueError(f"--devices {devices}: is for train, with 2 processes or more")
+    if devices > 1:
+        sides.append(Side(f"rcnn, {devices} processes", processes=devices))
     if what == "ops":
         sides.append(Side("rcnn reference", environment={"RCNN_KERNELS": "reference"}, slow=True))
         modes = tuple(dict.fromkeys(_of_operators(mode) for mode in modes))
