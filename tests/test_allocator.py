@@ -36,7 +36,9 @@ class Library:
 
 @pytest.fixture(autouse=True)
 def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No MALLOC_ variable is set."""
+    """No MALLOC_ variable is set; what is set by a test is gone after it."""
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
 
@@ -59,6 +61,7 @@ def test_each_setting_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_freed_memory()
     assert sorted(option for option, _ in library.calls) == [-4, -2, -1]
     assert all(0 <= value < 2**31 for _, value in library.calls)  # they are C ints
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 @pytest.mark.parametrize("case", ["macOS", "musl", "the user's own settings"])
@@ -69,4 +72,23 @@ def test_elsewhere_it_does_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -
     if case == "the user's own settings":
         monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     keep_freed_memory()
-    assert library.calls == []
+    assert library.calls == [] and "THP_MEM_ALLOC_ENABLE" not in os.environ
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file(), reason="no huge pages here")
+def test_pytorch_asks_for_huge_pages() -> None:
+    program = """
+import re, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from rcnn.allocator import keep_freed_memory
+keep_freed_memory()
+x = torch.empty(64 * 2**20, dtype=torch.uint8)
+maps = open("/proc/self/smaps").read().split("VmFlags:")
+for part, flags in zip(maps, (rest.partition("\\n")[0] for rest in maps[1:])):
+    for begin, end in re.findall("^([0-9a-f]+)-([0-9a-f]+) ", part, re.M):
+        if int(begin, 16) <= x.data_ptr() + 2**23 < int(end, 16):
+            print("hg" in flags.split())
+"""
+    told = subprocess.run([sys.executable, "-c", program, str(SOURCE)], capture_output=True, text=True, check=True)
+    assert told.stdout == "True\n"

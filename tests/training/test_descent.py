@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rcnn.models.layers import dense
+from rcnn.models.layers import convolve, dense
 from rcnn.training import descent
 from rcnn.training.descent import descend, keep_low
 from rcnn.training.step import sgd
@@ -72,6 +72,35 @@ def test_large_layers_compute_with_their_low_copy(monkeypatch: pytest.MonkeyPatc
         assert descend(net, optimiser, torch.tensor(1.0), clip=0.0)
         assert torch.equal(net.first.low, net.first.weight.bfloat16())  # pyright: ignore[reportAttributeAccessIssue]
     assert not torch.equal(before, net.first.weight)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_layers_with_a_copy_have_the_gradients_of_those_without(relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a linear layer and of a convolution, under autocast."""
+    monkeypatch.setattr(descent, "LARGE", 1)
+    torch.manual_seed(0)
+    for layer, shape in ((nn.Linear(12, 8), (5, 3, 2, 2)), (nn.Conv2d(3, 8, 3, padding=1), (2, 3, 6, 5))):
+        layer.to(memory_format=torch.channels_last)
+        plain = copy.deepcopy(layer)
+        keep_low(layer)
+        found = []
+        for each in (layer, plain):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16):
+                y = dense(x, each, relu=relu) if isinstance(each, nn.Linear) else convolve(x, each, relu=relu)
+            y.float().square().sum().backward()
+            weight = each.low if hasattr(each, "low") else each.weight
+            found.append([y.detach(), x.grad, weight.grad.float(), each.bias.grad])  # pyright: ignore
+        assert layer.weight.grad is None and layer.low.grad.dtype == torch.bfloat16  # pyright: ignore
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2 * float(theirs.abs().max()))
+
+
+def test_convolutions_with_a_normalisation_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "LARGE", 1)
+    layer = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False))
+    keep_low(layer)
+    assert not hasattr(layer[0], "low")
 
 
 def test_frozen_layers_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:

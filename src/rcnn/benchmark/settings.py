@@ -17,11 +17,13 @@ PEERS = {"infer": "torchvision", "train": "torchvision", "ops": "torchvision", "
 CLASSES = tuple(f"class {number}" for number in range(1, 81))  # of the set for eval, as many as COCO's
 DETECTIONS = 100  # of each of its images
 
-# glibc keeps freed buffers, as rcnn.allocator asks it to: what a user can set without changing torchvision's code
+# glibc keeps freed buffers and PyTorch asks for huge pages, as rcnn.allocator tells them: what a user can set without
+# changing torchvision's code
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1000000000000",
     "MALLOC_TOP_PAD_": str(256 * 2**20),
+    "THP_MEM_ALLOC_ENABLE": "1",
 }
 
 

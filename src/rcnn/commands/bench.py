@@ -27,7 +27,7 @@ class Options:
     """compare, pair by pair, with the same network or operators built from torchvision; eval: with pycocotools"""
     peer_modes: tuple[Mode, ...] = ("default", "best")
     """how the other runs: default is fp32; channels_last adds that layout and a fused optimiser; best adds bf16;
-    _malloc sets glibc's allocator to keep freed memory, as rcnn does itself"""
+    _malloc sets glibc's allocator to keep freed memory and PyTorch's to huge pages, as rcnn does itself"""
     json: str = ""
     """file to write all times to"""
     height: int = 600

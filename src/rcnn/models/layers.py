@@ -29,6 +29,8 @@ def convolve(
     if isinstance(conv, FusedConv):
         return conv(x, norm, relu=relu, add=add)
     (weight, bias), sizes = _fold(conv, norm), (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if norm is None and (low := _low(conv, x)) is not None:
+        weight = low
     if relu and bias is not None and not torch.compiler.is_compiling():  # which fuses by itself
         x, weight, bias, add = _as_autocast(x, weight, bias, add)
         if can_pack(x) and conv.groups == 1:
@@ -39,17 +41,19 @@ def convolve(
 def dense(
     x: Float[Tensor, "n *E"], linear: "nn.Linear | FusedLinear | LowRank", *, relu: bool = False
 ) -> Float[Tensor, "n D"]:
-    """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel.
-
-    A layer that is trained in bfloat16 has its weight in it as `low` (`training.descent`), so that no step casts it.
-    """
+    """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel."""
     if isinstance(linear, LowRank):
         return dense(dense(x, linear.first), linear.second, relu=relu)
     if isinstance(linear, FusedLinear):
         return linear(x, relu=relu)
-    low = getattr(linear, "low", None) if torch.is_autocast_enabled(x.device.type) else None
-    y = F.linear(x.flatten(1), linear.weight if low is None else low, linear.bias)
+    x, low = x.flatten(1), _low(linear, x)
+    y = F.linear(x, linear.weight, linear.bias) if low is None else _Linear.apply(*_as_autocast(x, low, linear.bias))
     return F.relu(y, inplace=True) if relu else y
+
+
+def _low(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """The weight in bfloat16, of a layer that is trained in it (`training.descent`), so that no step casts it."""
+    return getattr(layer, "low", None) if torch.is_autocast_enabled(x.device.type) else None
 
 
 class LowRank(nn.Module):
@@ -171,6 +175,21 @@ class FusedLinear(nn.Module):
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "relu" if relu else "none", [], "")
         y = F.linear(x, self.weight, self.bias)
         return F.relu(y, inplace=True) if relu else y
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer whose weight's gradient is a product of two matrices in order: twice as fast as one transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return of_x, grad.t().contiguous() @ x, grad.sum(0)
 
 
 class _ConvReLU(torch.autograd.Function):

@@ -10,13 +10,15 @@ LARGE = 2**20  # weights of a layer; casting a smaller one costs nothing
 
 
 def keep_low(model: nn.Module) -> None:
-    """Give every large linear layer that is trained its weight in bfloat16 as `low`, where it has none yet.
+    """Give every large layer that is trained its weight in bfloat16 as `low`, where it has none yet.
 
     The layer then computes with `low` and its gradient is there, in bfloat16; `descend` updates both. It spares two
-    casts of the whole layer a step, forward and backward.
+    casts of the whole layer a step, forward and backward. A convolution without bias has a normalisation that is
+    multiplied into its weight; it has none.
     """
-    for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
-        if layer.weight.requires_grad and layer.weight.numel() >= LARGE and not hasattr(layer, "low"):
+    for layer in (module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)):
+        large = layer.weight.requires_grad and layer.weight.numel() >= LARGE and layer.bias is not None
+        if large and not hasattr(layer, "low"):
             layer.low = layer.weight.detach().bfloat16().requires_grad_()  # pyright: ignore[reportArgumentType]
 
 
