@@ -34,15 +34,20 @@ CASES = [
 ]
 
 
-def case(norm: bool, add: bool, groups: int) -> tuple[Tensor, nn.Conv2d, FrozenBatchNorm | None, Tensor | None]:
-    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=not norm)
+def case(
+    norm: bool, add: bool, groups: int, size: int = 3, stride: int = 2
+) -> tuple[Tensor, nn.Conv2d, FrozenBatchNorm | None, Tensor | None]:
+    conv = nn.Conv2d(4, 6, size, stride=stride, padding=size // 2, groups=groups, bias=not norm)
     x = torch.randn(2, 4, 7, 8).to(memory_format=torch.channels_last)
-    return x, conv, random_norm(6) if norm else None, torch.randn(2, 6, 4, 4) if add else None
+    return x, conv, random_norm(6) if norm else None, torch.randn_like(conv(x)).detach() if add else None
 
 
+@pytest.mark.parametrize(("size", "stride"), [(3, 2), (3, 1), (1, 1), (1, 2)])
 @pytest.mark.parametrize(("norm", "add", "relu", "groups"), CASES)
-def test_value_and_every_gradient_are_those_of_the_parts(norm: bool, add: bool, relu: bool, groups: int) -> None:
-    x, conv, follows, added = case(norm, add, groups)
+def test_value_and_every_gradient_are_those_of_the_parts(
+    norm: bool, add: bool, relu: bool, groups: int, size: int, stride: int
+) -> None:
+    x, conv, follows, added = case(norm, add, groups, size, stride)
     leaves = [x, *conv.parameters(), *(follows.parameters() if follows else ()), *([] if added is None else [added])]
     for leaf in leaves:
         leaf.requires_grad_(True)

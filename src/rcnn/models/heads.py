@@ -76,6 +76,11 @@ class FCHead(RoiHead):
         return kept * x / (1 - self.dropout)
 
 
+def mean_of_places(x: Float[Tensor, "n F s s"]) -> Float[Tensor, "n F"]:
+    """The mean over height and width, whose gradient has the channels last in memory as all maps have."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+
+
 class Layer4Head(RoiHead):
     """The last stage of a ResNet, averaged over the RoI. Source: He et al. 2016, appendix A."""
 
@@ -84,7 +89,7 @@ class Layer4Head(RoiHead):
         self.layer4 = make_layer(depth, 4)
 
     def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
-        return self.layer4(x).mean((2, 3))
+        return mean_of_places(self.layer4(x))
 
 
 class Stage4HeadV2(RoiHead):
@@ -101,4 +106,4 @@ class Stage4HeadV2(RoiHead):
     def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
         for name in self.unit_names:
             x = self.get_submodule(name)(x)
-        return F.relu(self.bn1(x), inplace=True).mean((2, 3))
+        return mean_of_places(F.relu(self.bn1(x), inplace=True))
