@@ -60,7 +60,8 @@ def is_restarted(job: Path) -> bool:
 def sign(job: Path) -> None:
     """Write into the file which of torchrun's jobs this is, if it is one with a name."""
     if name := _job():
-        job.write_text(name)
+        with replacing(job) as file:
+            file.write(name.encode())
 
 
 def _job() -> str:
