@@ -1,6 +1,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -39,9 +40,7 @@ def test_a_process_that_no_longer_says_where_it_is_comes_first() -> None:
     with Whereabouts(store, 1, 3):
         store.set("at 2", '["at step 2", 90.0, "host-c"]')
         error = Whereabouts(store, 0, 3).blame(TIMED_OUT)
-    silent = (
-        "process 2 on host-c does not answer (killed, or its machine cut off?), and was at step 2 when last heard of"
-    )
+    silent = "process 2 on host-c does not answer (killed, frozen, cut off?) and was at step 2 when last heard of"
     assert f"while starting: {silent}; process 1 has been starting for" in str(error)
 
 
@@ -69,6 +68,25 @@ def test_the_first_error_is_told_as_it_is() -> None:
     error = second.blame(ValueError("street.jpg: the file ends early"))
     assert isinstance(error, ValueError) and str(error) == "process 1 of 2: street.jpg: the file ends early"
     assert isinstance(other := first.blame(RuntimeError("Connection closed by peer")), SystemExit) and other.code == 2
+
+
+def test_the_error_of_another_machine_is_told_here_too_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.__stderr__", sys.stderr)
+    group = [Whereabouts(HashStore(), 0, 3)]
+    group += [Whereabouts(group[0].store, rank, 3) for rank in (1, 2)]
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "host-b")
+        group[2].blame(KeyError("a bug"))
+    capfd.readouterr()
+    for _ in range(2):
+        assert isinstance(ended := group[0].blame(RuntimeError("Connection closed by peer")), SystemExit)
+        assert ended.code == 1
+    assert capfd.readouterr().err == "rcnn: process 2 of 3 failed: KeyError('a bug') (on host-b)\n"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # its neighbour has said so
+    group[1].blame(RuntimeError("Connection closed by peer"))
+    assert capfd.readouterr().err == ""
 
 
 def test_what_is_known_of_a_peer_that_ended() -> None:
@@ -102,5 +120,5 @@ def test_a_process_that_is_frozen_does_not_answer() -> None:
         "tests.test_whereabouts:freeze", world=2, RCNN_TIMEOUT="8", TORCHELASTIC_USE_AGENT_STORE="False"
     )
     assert first.status == 1
-    assert "waited 8 s for another process while at step 3: process 1 does not answer (killed, or" in first.err
-    assert "and was reading a picture when last heard of" in first.err
+    assert "waited 8 s for another process while at step 3: process 1 does not answer (killed" in first.err
+    assert " and was reading a picture when last heard of" in first.err

@@ -46,6 +46,15 @@ class Place(NamedTuple):
     host: str
 
 
+class Fault(NamedTuple):
+    """Why a group ends: what the first of its processes to fail said of it."""
+
+    rank: int
+    status: int
+    host: str
+    told: str
+
+
 class Whereabouts:
     """Writes into the group's store where this process is, and reads there whom it waits for and who failed first."""
 
@@ -54,6 +63,7 @@ class Whereabouts:
         self.rank = rank
         self.world = world
         self.ended = threading.Event()
+        self.repeated = threading.Lock()  # held once another machine's fault was told here
         self.thread = threading.Thread(target=self._write, daemon=True)
 
     def __enter__(self) -> "Whereabouts":
@@ -71,13 +81,20 @@ class Whereabouts:
                 place = Place(_doing, time.time() - _since, socket.gethostname())
                 self.store.set(f"at {self.rank}", json.dumps(place))
                 if self.store.check(["fault"]):  # and this process may wait for one that knows nothing of it either
-                    self._follow(*json.loads(self.store.get("fault")))
+                    self._follow(Fault(*json.loads(self.store.get("fault"))))
                 if self.ended.wait(HEARTBEAT):
                     return
 
-    def _follow(self, guilty: int, status: int) -> None:
-        if guilty != self.rank and not self.ended.wait(GRACE):
-            os._exit(status)
+    def _follow(self, fault: Fault) -> None:
+        if fault.rank != self.rank and not self.ended.wait(GRACE):
+            self._repeat(fault)
+            os._exit(fault.status)
+
+    def _repeat(self, fault: Fault) -> None:
+        """Tell it on this machine too, where another's terminal is not seen; once."""
+        here = fault.host == socket.gethostname() or os.environ.get("LOCAL_RANK", "0") != "0"
+        if not here and self.repeated.acquire(blocking=False) and sys.__stderr__:
+            print(f"rcnn: {fault.told} (on {fault.host})", file=sys.__stderr__, flush=True)
 
     def blame(self, error: Exception) -> BaseException:
         """What this process shall end with: the error with its rank if it is the first, else the first one's status."""
@@ -85,18 +102,21 @@ class Whereabouts:
         lost = isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
         if lost:  # give the one whose fault it is the time to say so
             time.sleep(GRACE)
-        told = f"process {self.rank} of {self.world}: {self._explain(error) if lost else error}"
-        mine = json.dumps([self.rank, status])
-        first = self._ask(lambda: self.store.compare_set("fault", "", mine).decode())
+        who = f"process {self.rank} of {self.world}"
+        told = f"{who}: {self._explain(error) if lost else error}"
+        bug = not lost and not isinstance(error, ValueError | OSError)
+        mine = Fault(self.rank, status, socket.gethostname(), f"{who} failed: {error!r}" if bug else told)
+        answer = self._ask(lambda: self.store.compare_set("fault", "", json.dumps(mine)))
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(HEARTBEAT + 2 * GRACE)  # the store ends with this process
-        if first not in (mine, None):
-            return SystemExit(json.loads(first)[1])
+        if answer is not None and (first := Fault(*json.loads(answer))).rank != self.rank:
+            self._repeat(first)
+            return SystemExit(first.status)
         if lost:
             return LostError(told)
-        if isinstance(error, ValueError | OSError):
+        if not bug:
             return (ValueError if status == 2 else OSError)(told)
-        print(f"rcnn: process {self.rank} of {self.world} failed:", file=sys.stderr)
+        print(f"rcnn: {who} failed:", file=sys.stderr)
         return error
 
     def _explain(self, error: Exception) -> str:
@@ -108,9 +128,10 @@ class Whereabouts:
                 f"go on with --resume ({reason})"
             )
         waited = f"waited {TIMEOUT:.0f} s for another process while {_doing}"
-        before = self._ask(self._places)
-        time.sleep(1.5 * HEARTBEAT)
-        now = self._ask(self._places)
+        before = now = self._ask(self._places)
+        if before is not None:
+            time.sleep(1.5 * HEARTBEAT)
+            now = self._ask(self._places)
         if before is None or now is None:
             store = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             return f"{waited}, and the group's store at {store} does not answer: is it cut off, or this machine?"
@@ -123,8 +144,9 @@ class Whereabouts:
 
     def _places(self) -> dict[int, Place]:
         """Where the others say they are."""
-        keys = {other: f"at {other}" for other in range(self.world) if other != self.rank}
-        return {n: Place(*json.loads(self.store.get(key))) for n, key in keys.items() if self.store.check([key])}
+        keys = {f"at {other}": other for other in range(self.world) if other != self.rank}
+        there = [*keys] if self.store.check([*keys]) else [key for key in keys if self.store.check([key])]
+        return {keys[key]: Place(*json.loads(x)) for key, x in zip(there, self.store.multi_get(there), strict=True)}
 
     def _ask(self, question: Callable[[], Answer]) -> Answer | None:
         """What the store answers, or nothing where it does not: the store itself may wait much longer."""
@@ -144,5 +166,5 @@ class Whereabouts:
 def _tell(other: int, place: Place, silent: bool) -> str:
     who = f"process {other}" + (f" on {place.host}" if place.host != socket.gethostname() else "")
     if silent:
-        return f"{who} does not answer (killed, or its machine cut off?), and was {place.doing} when last heard of"
+        return f"{who} does not answer (killed, frozen, cut off?) and was {place.doing} when last heard of"
     return f"{who} has been {place.doing} for {place.seconds:.0f} s"
