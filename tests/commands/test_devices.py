@@ -266,7 +266,7 @@ def test_numbers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     ("ends", "saves", "restarts", "status"),
     [
         ("kkk.", [0, 1, 2, 3], 1, 0),  # each brought a checkpoint
-        ("kkkk", [0, 0, 0, 0], 3, 9),
+        ("kkkk", [0, 0, 0, 0, 0], 3, 9),
         ("kkk.", [0, 0, 0, 0], 3, 0),
         ("kkk", [0, 0, 1, 1], 1, 9),
         ("k", [0, 1], 0, 9),
@@ -288,6 +288,8 @@ def test_killed_processes_are_started_anew_while_they_get_on(
         jobs.add(job)
         return results[next(left)]
 
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setattr(devices, "_launch", launch)
     assert devices.start("train", [], 2, restarts=restarts, saved=lambda: next(saved)) == status
     assert len(jobs) == 1 and next(left, None) is None
