@@ -30,12 +30,17 @@ def lacking() -> str:
     try:
         ip("netns", "add", name)
         ip("-n", name, "link", "add", "cable", "type", "veth", "peer", "name", "end")
-        subprocess.run(["unshare", "--mount", "--uts", "true"], check=True, capture_output=True)
+        subprocess.run([*_inside(name, Path("/etc/hosts"), name), "true"], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
         return f"simulated hosts: {' '.join(error.cmd)} was refused ({str(error.stderr).strip()})"
     finally:
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
     return ""
+
+
+def _inside(network: str, names: Path, host: str) -> list[str]:
+    """What stands before a command that a machine runs."""
+    return ["ip", "netns", "exec", network, "unshare", "--mount", "--uts", "sh", "-c", START, "-", str(names), host]
 
 
 class Host:
@@ -49,10 +54,10 @@ class Host:
 
     def start(self, command: list[str], log: Path, **env: str) -> subprocess.Popen[bytes]:
         """The command as this machine would run it, in a session of its own, what it says in a file."""
-        inside = ["ip", "netns", "exec", self.network, "unshare", "--mount", "--uts", "sh", "-c", START, "host"]
+        inside = _inside(self.network, self.folder / "hosts", self.name)
         with log.open("ab") as out:
             return subprocess.Popen(
-                [*inside, str(self.folder / "hosts"), self.name, *command],
+                [*inside, *command],
                 stdout=out, stderr=subprocess.STDOUT, cwd=self.folder, env=os.environ | env, start_new_session=True,
             )  # fmt: skip
 

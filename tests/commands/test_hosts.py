@@ -16,10 +16,7 @@ from tests.hosts import Host
 
 LOOP = 'until "$@"; do sleep 1; done'
 TIMEOUT = 8  # seconds; those of torch's agents are a minute and more
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "RCNN_TIMEOUT": str(TIMEOUT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}  # fmt: skip
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 pytestmark = pytest.mark.slow
 
 
@@ -57,24 +54,32 @@ def whole(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def start(host: Host, shapes: Path, run: Path) -> subprocess.Popen[bytes]:
+def start(host: Host, shapes: Path, run: Path, timeout: float) -> subprocess.Popen[bytes]:
     options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *NO_LOGS, "--rdzv-backend", "c10d"]
     options += ["--rdzv-id", "mine", "--rdzv-endpoint", "host-a:29500", "-m", "rcnn", "--", *verb(shapes, run)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
-    return host.start(["sh", "-c", LOOP, "loop", *torchrun], host.folder / "log", **ENVIRONMENT)
+    return host.start(
+        ["sh", "-c", LOOP, "loop", *torchrun], host.folder / "log", **ENVIRONMENT, RCNN_TIMEOUT=str(timeout)
+    )
 
 
-def disturb(pair: tuple[Host, Host], shapes: Path, runs: tuple[Path, Path], act: Callable[[], list[Host]]) -> str:
+def disturb(
+    pair: tuple[Host, Host],
+    shapes: Path,
+    runs: tuple[Path, Path],
+    act: Callable[[], list[Host]],
+    timeout: float = TIMEOUT,
+) -> str:
     """Both train; in the middle of the second epoch something happens, after which some hosts must be started.
 
     Returns:
         What they said.
     """
-    started = {host: start(host, shapes, run) for host, run in zip(pair, runs, strict=True)}
+    started = {host: start(host, shapes, run, timeout) for host, run in zip(pair, runs, strict=True)}
     wait_for(lambda: steps(runs[0])[-1:] >= [18], 90, pair)
     for host in act():
         started[host].wait(20)
-        started[host] = start(host, shapes, runs[pair.index(host)])
+        started[host] = start(host, shapes, runs[pair.index(host)], timeout)
     wait_for(lambda: all(process.poll() is not None for process in started.values()), 150, pair)
     assert [process.wait() for process in started.values()] == [0, 0], told(pair)
     return told(pair)
@@ -101,9 +106,9 @@ def beginnings(said: str) -> int:
     return said.count(" steps of 2 images on cpu, by 2 processes")
 
 
-def cut_off(host: Host, seconds: float) -> list[Host]:
+def cut_off(host: Host, until: Callable[[], None]) -> list[Host]:
     host.cut()
-    time.sleep(seconds)
+    until()
     host.mend()
     return []
 
@@ -121,7 +126,7 @@ def test_a_cable_that_is_soon_plugged_in_again_is_waited_for(
     pair: tuple[Host, Host], shapes: Path, whole: Path
 ) -> None:
     runs = (pair[0].folder / "run", pair[1].folder / "run")
-    said = disturb(pair, shapes, runs, lambda: cut_off(pair[1], 2))
+    said = disturb(pair, shapes, runs, lambda: cut_off(pair[1], lambda: time.sleep(2)), timeout=60)
     assert beginnings(said) == 1 and "rcnn:" not in said
     assert_same(whole, runs[0])
     assert not (runs[1] / "model.safetensors").exists()
@@ -133,12 +138,17 @@ def test_a_host_that_is_cut_off_comes_back(
 ) -> None:
     own = (pair[0].folder / "run", pair[1].folder / "run")
     runs = (tmp_path / "run", tmp_path / "run") if shared else own
-    said = disturb(pair, shapes, runs, lambda: cut_off(pair[which], TIMEOUT + 10))
-    assert beginnings(said) == 2
-    assert f"process 0 of 2: waited {TIMEOUT} s for another process while " in said
-    assert "process 1 on host-b does not answer (killed, frozen, cut off?)" in said
-    assert f"process 1 of 2: waited {TIMEOUT} s for another process while " in said
-    assert ", and the group's store at host-a:" in said
+    waited = f" of 2: waited {TIMEOUT} s for another process while at step "
+
+    def both_have_noticed() -> bool:
+        first, second = ((host.folder / "log").read_text() for host in pair)
+        here = (
+            f"process 0{waited}" in first and "process 1 on host-b does not answer (killed, frozen, cut off?)" in first
+        )
+        return here and f"process 1{waited}" in second and ", and the group's store at host-a:" in second
+
+    said = disturb(pair, shapes, runs, lambda: cut_off(pair[which], lambda: wait_for(both_have_noticed, 60, pair)))
+    assert beginnings(said) >= 2
     assert_same(whole, runs[0])
 
 
@@ -146,5 +156,5 @@ def test_a_host_that_is_cut_off_comes_back(
 def test_a_host_that_died_is_started_again(pair: tuple[Host, Host], shapes: Path, whole: Path, which: int) -> None:
     runs = (pair[0].folder / "run", pair[1].folder / "run")
     said = disturb(pair, shapes, runs, lambda: switch_off(pair[which], 2))
-    assert beginnings(said) == 2
+    assert beginnings(said) >= 2
     assert_same(whole, runs[0])
