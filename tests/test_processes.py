@@ -50,6 +50,9 @@ def test_a_group_that_torchrun_started_anew_is_known(tmp_path: Path, monkeypatch
     assert processes.is_restarted(job)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "slurm-18")
     assert not processes.is_restarted(job)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # it refused another job's run before
+    assert not processes.is_restarted(job)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert not processes.is_restarted(job)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")

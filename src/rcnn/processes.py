@@ -51,10 +51,9 @@ def world() -> int:
 
 def is_restarted(job: Path) -> bool:
     """Whether torchrun started this group anew, after the one that signed the file: see `sign`."""
-    name = _job()
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 or (
-        bool(name) and job.is_file() and job.read_text() == name
-    )
+    if name := _job():  # one that refused what it found comes back too, and shall not take it for its own
+        return job.is_file() and job.read_text() == name
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def sign(job: Path) -> None:
