@@ -43,6 +43,12 @@ def run(
             process.kill()
 
 
+def children(pid: int) -> list[int]:
+    """The processes of rcnn that a launcher started, by rank."""
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return sorted(int(line.split()[0]) for line in found.splitlines() if "rcnn" in line)
+
+
 def main(target: str, *arguments: str) -> None:
     """Joins the group, calls the function, and ends as the command line does."""
     from rcnn.processes import joined

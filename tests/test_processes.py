@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rcnn import processes
+from rcnn.whereabouts import note
 from tests import ranks
 
 # --- one process ----------------------------------------------------------------------------------------------------
@@ -49,6 +50,9 @@ def test_a_group_that_torchrun_started_anew_is_known(tmp_path: Path, monkeypatch
     assert processes.is_restarted(job)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "slurm-18")
     assert not processes.is_restarted(job)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # it refused another job's run before
+    assert not processes.is_restarted(job)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert not processes.is_restarted(job)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -97,7 +101,7 @@ def test_what_processes_hand_each_other(tmp_path: Path) -> None:
 def fail(how: str) -> None:
     processes.agree(None)
     if processes.rank() == 1:
-        processes.note("reading a picture")
+        note("reading a picture")
         if how == "error":
             raise ValueError("street.jpg: the file ends early")
         if how == "bug":
@@ -105,7 +109,7 @@ def fail(how: str) -> None:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(15)
-    processes.note("at step 3")
+    note("at step 3")
     processes.agree(None)
 
 

@@ -1,6 +1,7 @@
 """Alternate training, its phases by hand, and what joins them, on a small generated set."""
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,18 @@ def test_a_group_that_torchrun_started_anew_resumes(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     runs.open_run(tmp_path, recipe, False)
     runs.open_run(tmp_path / "new", recipe, False)
+
+
+def test_a_group_that_dies_while_it_begins_knows_what_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    with monkeypatch.context() as mishap:
+        mishap.setattr(runs, "recipe_to_dict", lambda recipe: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            runs.open_run(tmp_path / "run", recipe, False)
+    assert (tmp_path / "run" / "job").read_text() == "job"  # before the recipe, which makes it a run
+    runs.open_run(tmp_path / "run", recipe, False)
+    runs.open_run(tmp_path / "run", recipe, False)
 
 
 def test_fast_rcnn_phases_have_their_own_images_of_a_step() -> None:

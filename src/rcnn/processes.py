@@ -1,4 +1,4 @@
-"""The processes of one run: which one this is, what they hand each other, and whose fault it was when they end.
+"""The processes of one run: which one this is, and what they hand each other.
 
 They are started by torchrun, or by `--devices`, which is torchrun's launcher. Without it there is one process, and
 everything here does nothing.
@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,14 +27,11 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from rcnn.atomic import replacing
+from rcnn.whereabouts import TIMEOUT, LostError, Whereabouts, exit_status, note
 
 Item = TypeVar("Item")
-TIMEOUT = float(os.environ.get("RCNN_TIMEOUT", 1800))  # seconds that a process waits for another
-GRACE = 1.0  # seconds that a process leaves the others to say what is wrong
-HEARTBEAT = 2.0  # seconds between a process's notes of where it is
 AHEAD = 8  # results that a process makes before rank 0 has taken them
 CHUNK = 1 << 26  # bytes of a file sent at a time
-LOST = ("onnection", "imed out", "imeout", "peer", "Socket", "NCCL", "gloo", "recvBytes", "sendBytes")
 
 
 def started() -> bool:
@@ -55,16 +51,16 @@ def world() -> int:
 
 def is_restarted(job: Path) -> bool:
     """Whether torchrun started this group anew, after the one that signed the file: see `sign`."""
-    name = _job()
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 or (
-        bool(name) and job.is_file() and job.read_text() == name
-    )
+    if name := _job():  # one that refused what it found comes back too, and shall not take it for its own
+        return job.is_file() and job.read_text() == name
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def sign(job: Path) -> None:
     """Write into the file which of torchrun's jobs this is, if it is one with a name."""
     if name := _job():
-        job.write_text(name)
+        with replacing(job) as file:
+            file.write(name.encode())
 
 
 def _job() -> str:
@@ -109,13 +105,13 @@ def joined(device: str) -> Iterator[None]:
     store = _own_part(store, number, count)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
-    with _Whereabouts(PrefixStore("rcnn", store)) as whereabouts:
+    with Whereabouts(PrefixStore("rcnn", store), number, count) as whereabouts:
         try:
             with _quiet() if number else ExitStack():
                 yield
         except Exception as error:
             blamed = whereabouts.blame(error)
-            atexit.register(_leave, _status(blamed))
+            atexit.register(_leave, exit_status(blamed))
             raise blamed from error
     dist.destroy_process_group()
 
@@ -130,11 +126,6 @@ def _leave(status: int) -> None:
         with suppress(OSError, ValueError):  # closed, or nobody reads it any more
             stream.flush()
     os._exit(status)
-
-
-def _status(error: BaseException) -> int:
-    """With what a process ends because of the error, as the command line has it."""
-    return int(error.code or 0) if isinstance(error, SystemExit) else 2 if isinstance(error, ValueError) else 1
 
 
 def _write_whole_lines() -> None:
@@ -179,90 +170,6 @@ def _quiet() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
     logging.disable(logging.NOTSET)
-
-
-class LostError(OSError):
-    """Another process ended or does not answer."""
-
-
-class _Whereabouts:
-    """Writes into the group's store where this process is, and reads there whom it waits for and who failed first."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._write, daemon=True)
-
-    def __enter__(self) -> "_Whereabouts":
-        global _doing
-        _doing = "starting"
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join(10 * HEARTBEAT)  # a daemon thread in the store at exit would abort the process
-
-    def _write(self) -> None:
-        with suppress(RuntimeError):  # the store has gone: so has the group
-            while True:
-                self.store.set(f"at {rank()}", json.dumps([_doing, _since]))
-                if self.store.check(["fault"]):  # and this process may wait for one that knows nothing of it either
-                    self._follow(*json.loads(self.store.get("fault")))
-                if self.ended.wait(HEARTBEAT):
-                    return
-
-    def _follow(self, guilty: int, status: int) -> None:
-        if guilty != rank() and not self.ended.wait(GRACE):
-            os._exit(status)
-
-    def blame(self, error: Exception) -> BaseException:
-        """What this process shall end with: the error with its rank if it is the first, else the first one's status."""
-        status = _status(error)
-        lost = isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
-        first = None
-        with suppress(RuntimeError):
-            if lost:  # give the one whose fault it is the time to say so
-                time.sleep(GRACE)
-            mine = json.dumps([rank(), status])
-            first = self.store.compare_set("fault", "", mine).decode()
-            if rank() == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:  # the store ends with this process
-                time.sleep(HEARTBEAT + 2 * GRACE)
-            if first != mine:
-                return SystemExit(json.loads(first)[1])
-        told = f"process {rank()} of {world()}: {self._explain(error) if lost else error}"
-        if lost:
-            return LostError(told)
-        if isinstance(error, ValueError | OSError):
-            return (ValueError if status == 2 else OSError)(told)
-        print(f"rcnn: process {rank()} of {world()} failed:", file=sys.stderr)
-        return error
-
-    def _explain(self, error: Exception) -> str:
-        if "imed out" not in str(error) and "imeout" not in str(error):
-            return (
-                f"another process ended without a word while this one was {_doing} (killed, or out of memory?); "
-                f"go on with --resume ({str(error).splitlines()[0][:200]})"
-            )
-        now, waits = time.time(), []
-        for other in {*range(world())} - {rank()}:
-            with suppress(RuntimeError):
-                doing, since = json.loads(self.store.get(f"at {other}"))
-                waits.append((since, f"process {other} has been {doing} for {now - since:.0f} s"))
-        waits.sort()
-        return (
-            f"waited {TIMEOUT:.0f} s for another process while {_doing}: {'; '.join(told for _, told in waits[:3])}. "
-            f"RCNN_TIMEOUT sets the seconds to wait"
-        )
-
-
-_doing, _since = "starting", time.time()
-
-
-def note(doing: str) -> None:
-    """Say what this process is doing, as in "process 1 has been ..."; costs nothing, another thread passes it on."""
-    global _doing, _since
-    _doing, _since = doing, time.time()
 
 
 def agree(value: Any) -> Any:

@@ -236,9 +236,9 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> int:
     for left in run.rglob(".*.part"):  # of a run that was killed while it wrote
         left.unlink()
     images = own_share(recipe.train.batch, recipe.train.total_batch).images
+    processes.sign(job)  # first: a group that dies here shall know that what it finds is its own
     with replacing(path) as file:
         file.write((json.dumps(recipe_to_dict(_with_total_batch(recipe, images)), indent=2) + "\n").encode())
-    processes.sign(job)
     return images
 
 

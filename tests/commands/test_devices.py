@@ -18,6 +18,7 @@ from rcnn.cli import main
 from rcnn.commands import devices
 from rcnn.data.shapes import write_shapes
 from rcnn.weights import safetensors
+from tests.ranks import children
 
 SMALL = [
     "--data.train", "trainval", "--data.test", "test", "--data.short-side", "64", "--data.long-side", "96",
@@ -26,6 +27,7 @@ SMALL = [
     "--train.log-every", "5", "--train.warmup", "2", "--eval.precision", "fp32", "--eval.rpn-pre-nms", "100",
     "--eval.rpn-post-nms", "20", "--eval.dump-pre-nms", "200", "--eval.dump-post-nms", "30",
 ]  # fmt: skip
+NO_LOGS = ("--log-dir", os.devnull)  # torchrun leaves a folder of logs in the temporary one otherwise
 PHASES = ("rpn1", "rcnn1", "rpn2", "rcnn2")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -44,7 +46,18 @@ def train(shapes: Path, run: Path, *more: str) -> list[str]:
 
 def torchrun(command: list[str], *options: str) -> list[str]:
     """The same command by torchrun."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", *options, "-m", "rcnn", "--", *command[3:]]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        *options,
+        *NO_LOGS,
+        "-m",
+        "rcnn",
+        "--",
+        *command[3:],
+    ]
 
 
 def call(command: list[str]) -> str:
@@ -190,12 +203,6 @@ def test_torchrun_starts_the_group_anew_when_a_process_is_killed(shapes: Path, w
     assert difference(whole, run) < 1e-5
 
 
-def children(pid: int) -> list[int]:
-    """The processes of rcnn that torchrun started, by rank."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return sorted(int(line.split()[0]) for line in found.splitlines() if "rcnn" in line)
-
-
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_for_the_one_before(shapes: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -232,14 +239,16 @@ def test_an_error_in_one_process_is_told_once_and_ends_all(shapes: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_the_command_is_told_once(whole: Path, shapes: Path) -> None:
+def test_what_is_wrong_with_the_command_is_told_once(whole: Path, shapes: Path, tmp_path: Path) -> None:
     command = train(shapes, whole, "--devices", "2")
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=150)
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
     assert done.returncode == 2
     assert (
         done.stderr
         == f"rcnn: process 0 of 2: {whole}: holds a run already; go on with --resume, or choose another --run\n"
     )
+    assert not list(tmp_path.glob("torchelastic_*"))  # the launcher's folder of logs
 
 
 def test_numbers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +260,43 @@ def test_numbers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert not devices.must_start(2)
     with pytest.raises(ValueError, match="--devices 3: torchrun started 2 processes on this machine"):
         devices.must_start(3)
+
+
+@pytest.mark.parametrize(
+    ("ends", "saves", "restarts", "status"),
+    [
+        ("kkk.", [0, 1, 2, 3], 1, 0),  # each brought a checkpoint
+        ("kkkk", [0, 0, 0, 0, 0], 3, 9),
+        ("kkk.", [0, 0, 0, 0], 3, 0),
+        ("kkk", [0, 0, 1, 1], 1, 9),
+        ("k", [0, 1], 0, 9),
+        ("ke", [0, 0], 3, 2),  # an error with a message would only come again
+    ],
+)
+def test_killed_processes_are_started_anew_while_they_get_on(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ends: str,
+    saves: list[int],
+    restarts: int,
+    status: int,
+) -> None:
+    results = {"k": (9, "process 1 of 2 was killed (SIGKILL)"), "e": (2, ""), ".": (0, "")}
+    jobs, saved, left = set(), iter(saves), iter(ends)
+
+    def launch(job: str, devices: int, *argv: str) -> tuple[int, str]:
+        jobs.add(job)
+        return results[next(left)]
+
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(devices, "_launch", launch)
+    assert devices.start("train", [], 2, restarts=restarts, saved=lambda: next(saved)) == status
+    assert len(jobs) == 1 and next(left, None) is None
+    err = capsys.readouterr().err
+    assert err.count("starting all 2 anew from what is saved") == len(ends) - 1
+    gave_up = f"was killed (SIGKILL); {restarts} restarts brought no new checkpoint (--restarts)\n"
+    assert (gave_up in err) == (status == 9 and restarts > 0)
 
 
 def test_a_run_keeps_the_images_of_a_step(whole: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ class Options:
     """auto, cpu, cuda or cuda:1"""
     devices: int = 0
     """processes of this machine, a CUDA device each; 0 or 1: this one. Of several machines: torchrun -m rcnn ..."""
+    restarts: int = 3
+    """with --devices: times in a row that all are started anew when one is killed, without a new checkpoint between"""
 
 
 def main(argv: list[str]) -> int:
@@ -47,8 +49,13 @@ def main(argv: list[str]) -> int:
     from rcnn.commands.devices import must_start, start
 
     if must_start(options.devices):
-        return start("train", argv, options.devices)
+        return start("train", argv, options.devices, restarts=options.restarts, saved=lambda: _saved(run))
     return _train(Recipe(options.data, options.model, options.train, options.eval), run, options)
+
+
+def _saved(run: Path) -> set[Path]:
+    """What a run that is begun anew can go on from."""
+    return {path for path in run.rglob("*") if path.suffix in (".pt", ".safetensors", ".npz")}
 
 
 def _train(recipe: Recipe, run: Path, options: Options) -> int:

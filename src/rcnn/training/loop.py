@@ -15,6 +15,7 @@ from rcnn.training.checkpoint import load_checkpoint, newest_sound, save_checkpo
 from rcnn.training.log import Log
 from rcnn.training.schedule import Schedule
 from rcnn.training.step import TrainStep
+from rcnn.whereabouts import note
 
 
 @runtime_checkable
@@ -61,7 +62,7 @@ def train(
     vote = processes.Vote()
     with _asked_to_stop() as asked:
         for batch in _batches(loader, done, schedule.total):
-            processes.note(f"at step {done + 1}")
+            note(f"at step {done + 1}")
             lr = schedule(done)
             scalars = step(upload(batch), lr)
             done += 1
@@ -75,7 +76,7 @@ def train(
             if stop and done < schedule.total:
                 by = asked[0] if asked else "a signal to another process"
                 raise StoppedError(f"stopped by {by} after step {done}; go on with --resume")
-            processes.note(f"waiting for the images of step {done + 1}")
+            note(f"waiting for the images of step {done + 1}")
         vote.close()
 
 
