@@ -25,7 +25,7 @@ class Worker:
     def __init__(self, side: Side, settings: Settings) -> None:
         self.side = side
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rcnn.benchmark.worker"],
+            _program(side),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -84,6 +84,12 @@ class Worker:
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer
+
+
+def _program(side: Side) -> list[str]:
+    if side.package == "mxnet":  # -I: its own folder is on no path, so that `import mxnet` finds the package
+        return [side.python, "-I", str(Path(__file__).with_name("mxnet.py"))]
+    return [sys.executable, "-m", "rcnn.benchmark.worker"]
 
 
 def _import_path() -> dict[str, str]:
