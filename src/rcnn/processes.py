@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -279,6 +279,12 @@ def gather(values: Tensor) -> Tensor:
     rows = [torch.empty_like(values, device="cpu") for _ in range(world())]
     dist.all_gather(rows, values.cpu())
     return torch.stack(rows)
+
+
+def make_alike(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors rank 0's values."""
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)
 
 
 def share_file(path: Path) -> None:

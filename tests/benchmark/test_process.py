@@ -17,8 +17,19 @@ def test_a_worker_answers_until_it_is_closed() -> None:
         assert worker.tasks == {"infer": {"precision": "fp32", "images": 1}}
         assert worker.ask("count", task="infer")["rois"] == 10
         assert worker.time("infer") > 0
-        process = worker._process
+        (process,) = worker._processes
     assert process.returncode == 0
+
+
+def test_several_processes_take_a_step_together() -> None:
+    side = Side("ours", environment={"OMP_NUM_THREADS": "1"}, processes=2)
+    with Worker(side, settings("train")) as worker:
+        assert worker.tasks["train"]["images"] == 2
+        assert worker.ask("count", task="train")["rois"] > 0
+        assert worker.time("train") > 0
+        processes = worker._processes
+        assert len(processes) == 2
+    assert [process.returncode for process in processes] == [0, 0]
 
 
 def test_a_workers_refusal_is_a_value_error(tmp_path: Path) -> None:
@@ -28,7 +39,7 @@ def test_a_workers_refusal_is_a_value_error(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_is_named() -> None:
     with Worker(Side("ours"), settings("ops")) as worker:
-        worker._process.kill()
+        worker._processes[0].kill()
         with pytest.raises(RuntimeError, match="ours: the worker process ended with status -9"):
             worker.ask("memory")
 

@@ -37,6 +37,13 @@ def test_operators_are_compared_with_the_reference_and_once_for_each_allocator()
     assert [side.mode for side in sides[2:]] == ["default", "default_malloc"]
 
 
+def test_a_training_step_is_compared_with_that_of_several_processes() -> None:
+    assert choose_sides("train", "nothing", (), 2) == [Side("rcnn"), Side("rcnn, 2 processes", processes=2)]
+    for what, devices in (("infer", 2), ("ops", 3), ("train", 0), ("train", -1)):
+        with pytest.raises(ValueError, match=f"--devices {devices}: is for train, with 2 processes or more"):
+            choose_sides(what, "nothing", (), devices)
+
+
 def test_nothing_to_compare_the_data_path_with() -> None:
     with pytest.raises(ValueError, match="leave --against out"):
         choose_sides("data", "torchvision", ("default",))
@@ -54,7 +61,7 @@ def test_evaluation_is_compared_with_pycocotools_and_nothing_else_is() -> None:
 
 
 def test_mxnet_has_a_python_of_its_own_and_a_side_for_each_allocator() -> None:
-    sides = choose_sides("infer", "mxnet", ("default", "best", "best_malloc"), sys.executable)
+    sides = choose_sides("infer", "mxnet", ("default", "best", "best_malloc"), python=sys.executable)
     assert [side.label for side in sides[1:]] == ["mxnet default", "mxnet default_malloc"]
     assert [side.environment for side in sides[1:]] == [{}, KEEP_FREED_MEMORY]
     assert {side.python for side in sides[1:]} == {sys.executable}
@@ -63,7 +70,7 @@ def test_mxnet_has_a_python_of_its_own_and_a_side_for_each_allocator() -> None:
 def test_mxnet_without_a_python_is_said_before_anything_runs() -> None:
     for python in ("", "nowhere/python"):
         with pytest.raises(ValueError, match=rf"--peer-python '{python}': no such program; .*leave --against out"):
-            choose_sides("train", "mxnet", ("default",), python)
+            choose_sides("train", "mxnet", ("default",), python=python)
 
 
 def test_so_many_rois_are_asked_for_in_training_and_testing() -> None:

@@ -128,11 +128,17 @@ def train_together(folder: str, images: str, most: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("machines", [False, True])
 @pytest.mark.parametrize(("world", "images", "most"), [(2, 2, 1), (3, 3, 1), (2, 3, 2), (2, 3, 1), (3, 2, 1)])
-def test_several_processes_are_one_step(whole: dict, tmp_path: Path, world: int, images: int, most: int) -> None:
-    """Also where they cannot share evenly, and where one finds no image left; many images have no box."""
+def test_several_processes_are_one_step(
+    whole: dict, tmp_path: Path, world: int, images: int, most: int, machines: bool
+) -> None:
+    """Also where they cannot share evenly, and where one finds no image left; many images have no box.
+
+    Of one machine they read each other's gradients; of several they send them.
+    """
     target = "tests.training.test_distributed:train_together"
-    ended = ranks.run(target, tmp_path, images, most, world=world)
+    ended = ranks.run(target, tmp_path, images, most, world=world, machines=machines)
     assert all(each.status == 0 for each in ended), ended
     for kind in LOSSES:
         weights, means = torch.load(tmp_path / f"{kind}.pt")
@@ -164,9 +170,10 @@ def without_boxes(folder: str) -> None:
         log.flush(0.1, 0.02)
 
 
-def test_a_process_without_boxes_and_one_with_a_bad_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("machines", [False, True])
+def test_a_process_without_boxes_and_one_with_a_bad_loss(tmp_path: Path, machines: bool) -> None:
     """The first hangs nobody; the second changes no weight anywhere, and its picture is named by all."""
-    ended = ranks.run("tests.training.test_distributed:without_boxes", tmp_path, world=2)
+    ended = ranks.run("tests.training.test_distributed:without_boxes", tmp_path, world=2, machines=machines)
     assert all(each.status == 0 for each in ended), ended
 
 
@@ -179,6 +186,7 @@ def compiled(folder: str) -> None:
 
 
 @pytest.mark.compile
-def test_a_compiled_step_of_two_processes(tmp_path: Path) -> None:
-    ended = ranks.run("tests.training.test_distributed:compiled", tmp_path, world=2)
+@pytest.mark.parametrize("machines", [False, True])
+def test_a_compiled_step_of_two_processes(tmp_path: Path, machines: bool) -> None:
+    ended = ranks.run("tests.training.test_distributed:compiled", tmp_path, world=2, machines=machines)
     assert all(each.status == 0 for each in ended), ended

@@ -33,7 +33,7 @@ KEEP_FREED_MEMORY = {
 
 @dataclass(frozen=True)
 class Side:
-    """One process that is measured."""
+    """What is measured, in a process of its own or several."""
 
     label: str
     package: Literal["rcnn", "torchvision", "mxnet", "pycocotools"] = "rcnn"
@@ -42,6 +42,8 @@ class Side:
     environment: dict[str, str] = field(default_factory=dict)
     slow: bool = False
     """a run takes so long that two must do, without warm-up"""
+    processes: int = 1
+    """that share a step, each with a batch of its own"""
     python: str = ""
     """the interpreter that has mxnet; the other packages are in this one"""
 
@@ -80,13 +82,23 @@ def with_rois(recipe: Recipe, rois: int) -> Recipe:
     return replace(recipe, train=replace(recipe.train, rois=rois), eval=replace(recipe.eval, rpn_post_nms=rois))
 
 
-def choose_sides(what: What, against: Against, modes: tuple[Mode, ...], python: str = "") -> list[Side]:
-    """The processes of a measurement: ours first, then whatever it is compared with; `python` is that of mxnet.
+def choose_sides(
+    what: What, against: Against, modes: tuple[Mode, ...], devices: int = 1, python: str = ""
+) -> list[Side]:
+    """The processes of a measurement: ours first, then whatever it is compared with.
+
+    Args:
+        devices: more than one compares a training step of ours with that of so many processes.
+        python: the interpreter that has mxnet.
 
     Raises:
         ValueError: there is nothing to compare this measurement with.
     """
     sides = [Side("rcnn")]
+    if devices != 1 and (devices < 1 or what != "train"):
+        raise ValueError(f"--devices {devices}: is for train, with 2 processes or more")
+    if devices > 1:
+        sides.append(Side(f"rcnn, {devices} processes", processes=devices))
     if what == "ops":
         sides.append(Side("rcnn reference", environment={"RCNN_KERNELS": "reference"}, slow=True))
         modes = _of_allocator(modes)

@@ -8,11 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from rcnn import processes
 from rcnn.allocator import keep_freed_memory
 from rcnn.benchmark import evaluation, network, operators, pictures, torchvision
 from rcnn.benchmark.ceiling import measure_ceiling
@@ -37,15 +39,17 @@ def answers(requests: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The answer to every request; a user's mistake is an answer too, anything else ends the process."""
     lines = iter(requests)
     side, settings = decode(next(lines))
-    try:
-        tasks = open_tasks(side, settings)
-    except ValueError as error:
-        yield {"error": str(error)}
-        return
-    about = {name: {"precision": task.precision, "images": task.images} for name, task in tasks.items()}
-    yield {"tasks": about, **_machine(side, _device_of(tasks))}
-    for line in lines:
-        yield _answer(tasks, **json.loads(line))
+    settings = replace(settings, device=processes.own_device(settings.device))
+    with processes.joined(settings.device):
+        try:
+            tasks = open_tasks(side, settings)
+        except ValueError as error:
+            yield {"error": str(error)}
+            return
+        about = {name: {"precision": task.precision, "images": task.images} for name, task in tasks.items()}
+        yield {"tasks": about, **_machine(side, _device_of(tasks))}
+        for line in lines:
+            yield _answer(tasks, **json.loads(line))
 
 
 def open_tasks(side: Side, settings: Settings) -> dict[str, Task]:

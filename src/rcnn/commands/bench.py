@@ -1,5 +1,6 @@
 """`rcnn bench`: time inference, training, the operators or the data path on this machine."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,7 +44,7 @@ class Options:
     runs: int = 10
     """timed runs, after two that are not"""
     threads: int = 0
-    """of torch; 0: its own choice"""
+    """of torch; 0: its own choice, or each process's part of the cores"""
     precision: Literal["recipe", "fp32", "bf16", "auto"] = "recipe"
     """ours; recipe: what the recipe says"""
     device: str = "auto"
@@ -52,6 +53,8 @@ class Options:
     """folder of pictures for data; empty: generated ones"""
     images: int = 5000
     """of the set for eval"""
+    devices: int = 1
+    """compare a training step with that of so many processes, with as many threads each and --batch images each"""
 
 
 def main(argv: list[str]) -> int:
@@ -63,8 +66,10 @@ def main(argv: list[str]) -> int:
 
     names = ("height", "width", "batch", "precision", "device", "threads", "data_root", "images")
     shared = {name: getattr(options, name) for name in names}
+    if options.devices > 1 and not options.threads:
+        shared["threads"] = max(1, (os.cpu_count() or 1) // options.devices)
     settings = Settings(options.what, with_rois(find_recipe(options.recipe), options.rois), **shared)
-    sides = choose_sides(options.what, options.against, options.peer_modes, options.peer_python)
+    sides = choose_sides(options.what, options.against, options.peer_modes, options.devices, options.peer_python)
     report = measure(settings, sides, runs=options.runs)
     if options.json:
         write_json(Path(options.json), report, options.recipe)

@@ -1,5 +1,6 @@
 """SGD with momentum on one weight, in one pass where the compiled kernels serve it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,36 +20,50 @@ class Rule(NamedTuple):
 
 
 def sgd_(
-    weight: Float32[Tensor, "*n"], grad: Tensor, buffer: Float32[Tensor, "*n"], low: Tensor | None, rule: Rule
+    weight: Float32[Tensor, "*n"],
+    grads: Sequence[Tensor],
+    buffer: Float32[Tensor, "*n"],
+    low: Tensor | None,
+    rule: Rule,
 ) -> None:
     """Change the weight and its momentum in place, and its bfloat16 copy with it.
 
-    `buffer = momentum * buffer + clamp(grad) + decay * weight; weight -= lr * buffer`.
+    `buffer = momentum * buffer + clamp(mean(grads)) + decay * weight; weight -= lr * buffer`.
 
     Args:
-        grad: float32 or bfloat16, as the weight is stored.
+        grads: float32 or bfloat16, as the weight is stored; their order is that of their sum.
         buffer: the momentum; zero before the first step.
         low: receives the new weight in bfloat16; None: there is no such copy.
     """
-    arrays = [_as_stored(x) for x in (grad, weight, buffer)]
+    arrays = [_as_stored(x) for x in (weight, buffer)]
+    parts = [_as_stored(x) for x in grads]
     module = kernels.module_for(weight.device)
-    alike = all(x is None or x.stride() == weight.stride() for x in (grad, buffer, low))
+    alike = all(x is None or x.stride() == weight.stride() for x in (*grads, buffer, low))
     if module is None or not hasattr(module, "sgd") or not alike or arrays[0] is None:
-        return _sgd_reference(weight, grad, buffer, low, rule)
+        return _sgd_reference(weight, grads, buffer, low, rule)
     copy = weight.new_empty(0, dtype=torch.bfloat16) if low is None else _as_stored(low)
-    module.sgd(*arrays, copy, *rule, torch.get_num_threads())
+    module.sgd(parts, *arrays, copy, *rule, torch.get_num_threads())
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
+def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether every element of every tensor is a finite number; asks the host, so it is for tensors on a CPU."""
     return all(_is_finite(x) for x in tensors)
+
+
+def copy_finite(x: Tensor, to: Tensor) -> bool:
+    """Copy the tensor, and say whether all that was written is finite; float32 may be rounded to bfloat16 by it."""
+    module, stored, place = kernels.module_for(x.device), _as_stored(x), _as_stored(to)
+    alike = stored is not None and x.stride() == to.stride() and x.dtype.itemsize >= to.dtype.itemsize
+    if module is None or not hasattr(module, "all_finite") or not alike:
+        return bool(to.copy_(x.detach()).isfinite().all())
+    return module.all_finite(stored, place, torch.get_num_threads())
 
 
 def _is_finite(x: Tensor) -> bool:
     module, stored = kernels.module_for(x.device), _as_stored(x)
     if module is None or not hasattr(module, "all_finite") or stored is None:
         return bool(x.isfinite().all())
-    return module.all_finite(stored, torch.get_num_threads())
+    return module.all_finite(stored, x.new_empty(0), torch.get_num_threads())
 
 
 def _as_stored(x: Tensor) -> Tensor | None:
@@ -61,8 +76,8 @@ def _as_stored(x: Tensor) -> Tensor | None:
     return None
 
 
-def _sgd_reference(weight: Tensor, grad: Tensor, buffer: Tensor, low: Tensor | None, rule: Rule) -> None:
-    grad, weight = grad.detach().float(), weight.detach()
+def _sgd_reference(weight: Tensor, grads: Sequence[Tensor], buffer: Tensor, low: Tensor | None, rule: Rule) -> None:
+    grad, weight = torch.stack([x.detach().float() for x in grads]).mean(0), weight.detach()
     if rule.clip:
         grad = grad.clamp(-rule.clip, rule.clip)
     buffer.mul_(rule.momentum).add_(grad + rule.decay * weight)

@@ -74,13 +74,14 @@ class Gradients:
     Args:
         compute: the scalars of a batch, means over its places, among them `loss`.
         share: None: the batch is one pass, and all of the step.
+        reduces: whether the gradient is to be the mean over the processes, by messages; else it is this process's own.
     """
 
-    def __init__(self, model: nn.Module, compute: Compute, share: Share | None = None) -> None:
+    def __init__(self, model: nn.Module, compute: Compute, share: Share | None = None, *, reduces: bool = True) -> None:
         self.share = share
         self.compute: Compute = compute
         self.parallel = None
-        if processes.world() > 1:
+        if processes.world() > 1 and reduces:
             # Buffers are constants; gradients are reduced in buckets while the backward pass goes on.
             options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
             self.compute = self.parallel = DistributedDataParallel(Loss(model, compute), **options)

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rcnn import processes
 from rcnn.inference.capture import Captured
 from rcnn.inference.step import compiled
 from rcnn.models.faster_rcnn import FasterRCNN
 from rcnn.structures import Batch
 from rcnn.training.descent import descend, keep_low
 from rcnn.training.distributed import Gradients, Share
+from rcnn.training.exchange import Exchange, can_exchange
 
 Loss = Callable[[FasterRCNN, Batch], dict[str, Tensor]]
 
@@ -50,10 +52,14 @@ class TrainStep:
                 return loss(model, batch)
 
         self.forward = compiled(forward, backend)
-        self.gradients = Gradients(model, self.forward, share)
+        self.exchange = None
+        if can_exchange(device):
+            processes.make_alike(model.state_dict().values())
+            self.exchange = Exchange(self.parameters, torch.bfloat16 if bf16 else torch.float32)
+        self.gradients = Gradients(model, self.forward, share, reduces=self.exchange is None)
         self.update = Captured(self._update, device)
-        whole = share is None or share.passes == share.world == 1  # DDP reduces parameters; passes add up in float32
-        self.keeps_low = whole and bf16 and backend is None and device.type == "cpu"
+        own = self.gradients.parallel is None and (share is None or share.passes == 1)  # else they add up in float32
+        self.keeps_low = own and bf16 and backend is None and device.type == "cpu"
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One update at learning rate `lr`; the batch is already on the model's device."""
@@ -74,7 +80,7 @@ class TrainStep:
     def _descend(self, loss: Tensor) -> Tensor:
         """Update the weights where loss and gradients are finite, and say whether they are."""
         if loss.device.type == "cpu":
-            return torch.tensor(descend(self.model, self.optimiser, loss, clip=self.clip))
+            return torch.tensor(descend(self.model, self.optimiser, loss, clip=self.clip, exchange=self.exchange))
         if self.clip:
             nn.utils.clip_grad_value_(self.parameters, self.clip)
         gradients = [p.grad for p in self.parameters if p.grad is not None]

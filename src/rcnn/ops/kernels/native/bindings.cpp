@@ -1,6 +1,9 @@
 // The Python module. Arrays come through DLPack, so nothing here depends on torch.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
 
 #include "drivers.h"
 #include "parallel.h"
@@ -124,40 +127,63 @@ void each_piece(int64_t count, int threads, const Work& work) {
   rcnn::parallel(pieces, threads, [&](int64_t i) { work(i * PIECE, std::min(PIECE, count - i * PIECE)); });
 }
 
-// One step of SGD in place. A `low` of no elements is not wanted.
-void sgd(ConstArray grad, Array weight, Array momentum, Array low, float lr, float factor, float decay, float clip,
-         int threads) {
+bool is_real(const nb::dlpack::dtype& type) { return is_bfloat16(type) || type == nb::dtype<float>(); }
+
+// One step of SGD in place, by the mean of the gradients. A `low` of no elements is not wanted.
+void sgd(std::vector<ConstArray> grads, Array weight, Array momentum, Array low, float lr, float factor, float decay,
+         float clip, int threads) {
   const int64_t count = weight.size();
-  if (int64_t(grad.size()) != count || int64_t(momentum.size()) != count ||
-      (low.size() && (int64_t(low.size()) != count || !is_bfloat16(low.dtype()))) ||
-      weight.dtype() != nb::dtype<float>() || momentum.dtype() != nb::dtype<float>() ||
-      (!is_bfloat16(grad.dtype()) && grad.dtype() != nb::dtype<float>()))
-    throw nb::value_error("sgd: shapes or types do not fit together");
+  bool fits = !grads.empty() && int64_t(momentum.size()) == count && weight.dtype() == nb::dtype<float>() &&
+              momentum.dtype() == nb::dtype<float>() &&
+              (!low.size() || (int64_t(low.size()) == count && is_bfloat16(low.dtype())));
+  std::vector<const void*> parts;
+  for (const ConstArray& grad : grads) {
+    fits = fits && int64_t(grad.size()) == count && grad.dtype() == grads[0].dtype() && is_real(grad.dtype());
+    parts.push_back(grad.data());
+  }
+  if (!fits) throw nb::value_error("sgd: shapes or types do not fit together");
   const rcnn::Update update{lr, factor, decay, clip};
   const rcnn::UpdateKernels& kernels = rcnn::kernels().update;
-  const bool half = is_bfloat16(grad.dtype());
+  const bool half = is_bfloat16(grads[0].dtype());
   float *w = data<float>(weight), *m = data<float>(momentum);
   auto* l = low.size() ? data<rcnn::bfloat16>(low) : nullptr;
   nb::gil_scoped_release release;
   each_piece(count, threads, [&](int64_t from, int64_t length) {
-    auto* to = l ? l + from : nullptr;
     if (half)
-      kernels.of_bfloat16(update, data<const rcnn::bfloat16>(grad) + from, w + from, m + from, to, length);
+      kernels.of_bfloat16(update, reinterpret_cast<const rcnn::bfloat16* const*>(parts.data()), int(parts.size()), w, m,
+                          l, from, from + length);
     else
-      kernels.of_float(update, data<const float>(grad) + from, w + from, m + from, to, length);
+      kernels.of_float(update, reinterpret_cast<const float* const*>(parts.data()), int(parts.size()), w, m, l, from,
+                       from + length);
   });
 }
 
-bool all_finite(ConstArray values, int threads) {
-  const bool half = is_bfloat16(values.dtype());
-  if (!half && values.dtype() != nb::dtype<float>()) throw nb::value_error("all_finite: float32 or bfloat16 only");
+constexpr int64_t CACHED = 1 << 13;  // elements that stay in the first cache between two looks at them
+
+// Whether all values are finite in the type of `to`, which receives them; a `to` of no elements is not wanted.
+bool all_finite(ConstArray values, Array to, int threads) {
+  const bool half = is_bfloat16(values.dtype()), copied = to.size(), narrows = copied && to.dtype() != values.dtype();
+  if (!is_real(values.dtype()) || (copied && to.size() != values.size()) || (narrows && (half || !is_bfloat16(to.dtype()))))
+    throw nb::value_error("all_finite: float32 or bfloat16 only, and no wider than the values");
+  const auto* from = data<const char>(values);
+  auto* into = copied ? data<char>(to) : nullptr;
+  const size_t size = half ? 2 : 4;
   std::atomic<bool> finite{true};
   nb::gil_scoped_release release;
-  each_piece(values.size(), threads, [&](int64_t from, int64_t length) {
-    const rcnn::UpdateKernels& kernels = rcnn::kernels().update;
-    if (!(half ? kernels.finite_bfloat16(data<const rcnn::bfloat16>(values) + from, length)
-               : kernels.finite_float(data<const float>(values) + from, length)))
-      finite = false;
+  const rcnn::UpdateKernels& kernels = rcnn::kernels().update;
+  each_piece(values.size(), threads, [&](int64_t first, int64_t length) {
+    for (int64_t i = first; i < first + length; i += CACHED) {
+      const int64_t count = std::min(CACHED, first + length - i);
+      if (narrows)
+        kernels.round_to(reinterpret_cast<const float*>(from + i * size),
+                         reinterpret_cast<rcnn::bfloat16*>(into + i * 2), count);
+      else if (copied)
+        std::memcpy(into + i * size, from + i * size, count * size);
+      const char* seen = narrows ? into + i * 2 : from + i * size;
+      if (!(half || narrows ? kernels.finite_bfloat16(reinterpret_cast<const rcnn::bfloat16*>(seen), count)
+                            : kernels.finite_float(reinterpret_cast<const float*>(seen), count)))
+        finite = false;
+    }
   });
   return finite;
 }
@@ -182,7 +208,7 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
   m.def("sgd", &sgd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
-  m.def("all_finite", &all_finite, nb::arg().noconvert(), nb::arg());
+  m.def("all_finite", &all_finite, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
   m.def("roi_align", &roi_align, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg());
   m.def("roi_align_backward", &roi_align_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),

@@ -62,12 +62,14 @@ struct Update {
 };
 
 struct UpdateKernels {
-  // `low`, if any, receives the new weight in bfloat16.
-  void (*of_float)(const Update&, const float* grad, float* weight, float* momentum, bfloat16* low, int64_t count);
-  void (*of_bfloat16)(const Update&, const bfloat16* grad, float* weight, float* momentum, bfloat16* low,
-                      int64_t count);
+  // Of the elements from `begin` to `end`. The gradient is the mean of its parts; `low`, if any, receives the new weight.
+  void (*of_float)(const Update&, const float* const* grads, int parts, float* weight, float* momentum, bfloat16* low,
+                   int64_t begin, int64_t end);
+  void (*of_bfloat16)(const Update&, const bfloat16* const* grads, int parts, float* weight, float* momentum,
+                      bfloat16* low, int64_t begin, int64_t end);
   bool (*finite_float)(const float*, int64_t count);
   bool (*finite_bfloat16)(const bfloat16*, int64_t count);
+  void (*round_to)(const float* from, bfloat16* to, int64_t count);
 };
 
 struct Kernels {

@@ -5,9 +5,23 @@ namespace {
 
 using namespace rcnn;
 
+// The mean of the parts of a gradient, in their order.
 template <typename Grad>
-inline Vec updated(const Update& u, const Grad* grad, const float* weight, float* momentum) {
-  Vec g = load(grad), w = load(weight);
+inline Vec mean(const Grad* const* grads, int parts, int64_t i) {
+  Vec sum = load(grads[0] + i);
+  for (int part = 1; part < parts; ++part) sum += load(grads[part] + i);
+  return parts == 1 ? sum : sum * (1.0f / float(parts));
+}
+
+template <typename Grad>
+inline float mean_one(const Grad* const* grads, int parts, int64_t i) {
+  float sum = load_one(grads[0] + i);
+  for (int part = 1; part < parts; ++part) sum += load_one(grads[part] + i);
+  return parts == 1 ? sum : sum * (1.0f / float(parts));
+}
+
+inline Vec updated(const Update& u, Vec g, const float* weight, float* momentum) {
+  Vec w = load(weight);
   if (u.clip > 0) {
     g = g > u.clip ? splat(u.clip) : g;
     g = g < -u.clip ? splat(-u.clip) : g;
@@ -18,15 +32,16 @@ inline Vec updated(const Update& u, const Grad* grad, const float* weight, float
 }
 
 template <typename Grad>
-void update(const Update& u, const Grad* grad, float* weight, float* momentum, bfloat16* low, int64_t count) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    const Vec w = updated(u, grad + i, weight + i, momentum + i);
+void update(const Update& u, const Grad* const* grads, int parts, float* weight, float* momentum, bfloat16* low,
+            int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + LANES <= end; i += LANES) {
+    const Vec w = updated(u, mean(grads, parts, i), weight + i, momentum + i);
     store(weight + i, w);
     if (low) store(low + i, w);
   }
-  for (; i < count; ++i) {
-    float g = load_one(grad + i);
+  for (; i < end; ++i) {
+    float g = mean_one(grads, parts, i);
     if (u.clip > 0) g = g > u.clip ? u.clip : g < -u.clip ? -u.clip : g;
     momentum[i] = u.momentum * momentum[i] + (g + u.decay * weight[i]);
     weight[i] -= u.lr * momentum[i];
@@ -50,9 +65,15 @@ bool finite_bfloat16(const bfloat16* from, int64_t count) {
   return finite(reinterpret_cast<const uint16_t*>(from), count, uint16_t(0x7f80));
 }
 
+void round_to(const float* from, bfloat16* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+  for (; i < count; ++i) store_one(to + i, from[i]);
+}
+
 }  // namespace
 
 namespace rcnn::RCNN_ISA {
 extern const UpdateKernels update_kernels;
-const UpdateKernels update_kernels = {update<float>, update<bfloat16>, finite_float, finite_bfloat16};
+const UpdateKernels update_kernels = {update<float>, update<bfloat16>, finite_float, finite_bfloat16, round_to};
 }  // namespace rcnn::RCNN_ISA
