@@ -1,8 +1,10 @@
+import sys
+
 import pytest
 
 from rcnn.benchmark import settings as module
-from rcnn.benchmark.settings import KEEP_FREED_MEMORY, Side, choose_sides, decode, encode
-from tests.benchmark.small import settings
+from rcnn.benchmark.settings import KEEP_FREED_MEMORY, Side, choose_sides, decode, encode, with_rois
+from tests.benchmark.small import RECIPE, settings
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +55,30 @@ def test_evaluation_is_compared_with_pycocotools_and_nothing_else_is() -> None:
     with pytest.raises(ValueError, match="--against torchvision: it does nothing like eval; use --against pycocotools"):
         choose_sides("eval", "torchvision", ("default",))
     with pytest.raises(
-        ValueError, match="--against pycocotools: it does nothing like infer; use --against torchvision"
+        ValueError, match="--against pycocotools: it does nothing like infer; use --against torchvision or mxnet"
     ):
         choose_sides("infer", "pycocotools", ("default",))
+
+
+def test_mxnet_has_a_python_of_its_own_and_a_side_for_each_allocator() -> None:
+    sides = choose_sides("infer", "mxnet", ("default", "best", "best_malloc"), python=sys.executable)
+    assert [side.label for side in sides[1:]] == ["mxnet default", "mxnet default_malloc"]
+    assert [side.environment for side in sides[1:]] == [{}, KEEP_FREED_MEMORY]
+    assert {side.python for side in sides[1:]} == {sys.executable}
+
+
+def test_mxnet_without_a_python_is_said_before_anything_runs() -> None:
+    for python in ("", "nowhere/python"):
+        with pytest.raises(ValueError, match=rf"--peer-python '{python}': no such program; .*leave --against out"):
+            choose_sides("train", "mxnet", ("default",), python=python)
+
+
+def test_so_many_rois_are_asked_for_in_training_and_testing() -> None:
+    changed = with_rois(RECIPE, 5)
+    assert (changed.train.rois, changed.eval.rpn_post_nms, changed.model) == (5, 5, RECIPE.model)
+    assert with_rois(RECIPE, 0) == RECIPE
+    with pytest.raises(ValueError, match="--rois -1: must be at least 1"):
+        with_rois(RECIPE, -1)
 
 
 def test_a_missing_peer_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,22 @@ def test_it_prints_a_table_and_writes_json(recipe: str, tmp_path: Path, capsys: 
     assert all(row["images_per_second"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("what", ["infer", "train"])
+def test_the_rois_asked_for_are_those_that_are_done(what: str, recipe: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    size = ["--height", "64", "--width", "96", "--runs", "1", "--threads", "1", "--device", "cpu", "--rois", "7"]
+    assert main(["bench", what, "--recipe", recipe, *size, "--json", str(out)]) == 0
+    assert [row["rois"] for row in json.loads(out.read_text())["rows"]] == [7]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["infer", "--recipe", "vgg61_voc07"], ["vgg61_voc07", "did you mean vgg16_voc07?"]),
         (["infer", "--height", "5"], ["--height 5", "at least 32"]),
         (["infer", "--runs", "0"], ["--runs 0", "at least 1"]),
+        (["infer", "--rois", "-3"], ["--rois -3", "at least 1"]),
+        (["infer", "--against", "mxnet"], ["--peer-python ''", "mxnet==1.9.1", "leave --against out"]),
         (["data", "--against", "torchvision"], ["--against torchvision", "leave --against out"]),
         (["infer", "--against", "torchvision"], ["--against torchvision", "not installed", "leave --against out"]),
     ],

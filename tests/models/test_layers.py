@@ -2,13 +2,14 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn.models.layers import FusedConv, FusedLinear, LowRank, can_pack, convolve, dense, fuse, truncate
+from rcnn.models.layers import FusedConv, FusedLinear, LowRank, activate, can_pack, convolve, dense, fuse, truncate
 from rcnn.models.norm import FrozenBatchNorm
 
 
@@ -159,3 +160,31 @@ def test_a_layer_of_low_rank_is_its_two_layers_fused_or_not() -> None:
         assert torch.allclose(dense(x, layer, relu=True), expected, atol=1e-6)
         fuse(layer, torch.float32)
         assert torch.allclose(dense(x, layer, relu=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(("differentiated", "trained"), [(False, False), (True, False), (True, True)])
+def test_normalised_and_without_its_negative_part(layout: Any, differentiated: bool, trained: bool) -> None:
+    x = torch.randn(2, 6, 5, 3).to(memory_format=layout).requires_grad_(differentiated)
+    norm = random_norm(6).requires_grad_(trained)
+    with torch.no_grad():
+        norm.weight[0] = -1.0
+    ours, parts = activate(x, norm), F.relu(norm(x))
+    assert torch.allclose(ours, parts, atol=1e-6) and ours.is_contiguous(memory_format=layout)
+    leaves = [leaf for leaf in (x, norm.weight, norm.bias) if leaf.requires_grad]
+    weight = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), leaves) if leaves else (),
+        torch.autograd.grad((parts * weight).sum(), leaves) if leaves else (),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_normalisation_in_bf16_rounds_once() -> None:
+    x, norm = torch.randn(2, 6, 5, 3).bfloat16().to(memory_format=torch.channels_last), random_norm(6)
+    scale, shift = (values.bfloat16().double()[:, None, None] for values in norm.scale_and_shift())
+    y = activate(x, norm)
+    assert y.dtype == torch.bfloat16
+    if can_pack(x):
+        assert torch.equal(y, F.relu(x.double() * scale + shift).bfloat16())

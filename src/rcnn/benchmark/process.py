@@ -25,7 +25,7 @@ class Worker:
 
     def __init__(self, side: Side, settings: Settings) -> None:
         self.side = side
-        self._processes = [_start(side.environment | group) for group in _groups(side.processes)]
+        self._processes = [_start(side, group) for group in _groups(side.processes)]
         try:
             self.about = self._exchange(encode(side, settings))
         except BaseException:
@@ -88,13 +88,19 @@ class Worker:
         return answer
 
 
-def _start(environment: dict[str, str]) -> subprocess.Popen:
+def _program(side: Side) -> list[str]:
+    if side.package == "mxnet":  # -I: its own folder is on no path, so that `import mxnet` finds the package
+        return [side.python, "-I", str(Path(__file__).with_name("mxnet.py"))]
+    return [sys.executable, "-m", "rcnn.benchmark.worker"]
+
+
+def _start(side: Side, group: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "rcnn.benchmark.worker"],
+        _program(side),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **_import_path(), **environment},
+        env={**os.environ, **_import_path(), **side.environment, **group},
     )
 
 

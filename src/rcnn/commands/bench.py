@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rcnn.benchmark.settings import Against, Mode, Settings, What, choose_sides
+from rcnn.benchmark.settings import Against, Mode, Settings, What, choose_sides, with_rois
 from rcnn.commands.options import parse
 
 DESCRIPTION = """Time this machine: a recipe's network (infer, train), its operators (ops), its data path (data) or the
@@ -24,10 +24,13 @@ class Options:
     recipe: str = "vgg16_voc07"
     """a recipe's name or file"""
     against: Against = "nothing"
-    """compare, pair by pair, with the same network or operators built from torchvision; eval: with pycocotools"""
+    """compare, pair by pair, with the same network or operators built from torchvision, or with mx-rcnn's network in
+    MXNet; eval: with pycocotools"""
     peer_modes: tuple[Mode, ...] = ("default", "best")
     """how the other runs: default is fp32; channels_last adds that layout and a fused optimiser; best adds bf16;
     _malloc sets glibc's allocator to keep freed memory and PyTorch's to huge pages, as rcnn does itself"""
+    peer_python: str = ""
+    """for mxnet: the Python of a venv that has mxnet==1.9.1 and numpy==1.23.5"""
     json: str = ""
     """file to write all times to"""
     height: int = 600
@@ -36,6 +39,8 @@ class Options:
     """of the canvas"""
     batch: int = 1
     """images a run"""
+    rois: int = 0
+    """RoIs of a picture in the second stage; 0: as many as the recipe says"""
     runs: int = 10
     """timed runs, after two that are not"""
     threads: int = 0
@@ -63,8 +68,8 @@ def main(argv: list[str]) -> int:
     shared = {name: getattr(options, name) for name in names}
     if options.devices > 1 and not options.threads:
         shared["threads"] = max(1, (os.cpu_count() or 1) // options.devices)
-    settings = Settings(options.what, find_recipe(options.recipe), **shared)
-    sides = choose_sides(options.what, options.against, options.peer_modes, options.devices)
+    settings = Settings(options.what, with_rois(find_recipe(options.recipe), options.rois), **shared)
+    sides = choose_sides(options.what, options.against, options.peer_modes, options.devices, options.peer_python)
     report = measure(settings, sides, runs=options.runs)
     if options.json:
         write_json(Path(options.json), report, options.recipe)

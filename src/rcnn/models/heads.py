@@ -2,9 +2,8 @@
 
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rcnn.models.layers import LowRank, dense
+from rcnn.models.layers import LowRank, activate, dense
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.resnet import DEPTHS, make_layer
 from rcnn.models.resnet_v2 import EPS, stage_units
@@ -106,4 +105,4 @@ class Stage4HeadV2(RoiHead):
     def embed(self, x: Float[Tensor, "n F s s"], seed: Int64[Tensor, "B"] | None = None) -> Float[Tensor, "n E"]:
         for name in self.unit_names:
             x = self.get_submodule(name)(x)
-        return mean_of_places(F.relu(self.bn1(x), inplace=True))
+        return mean_of_places(activate(x, self.bn1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
-from rcnn.models.layers import convolve
+from rcnn.models.layers import activate, convolve
 from rcnn.models.norm import FrozenBatchNorm
 
 EPS = 2e-5  # of every batch normalisation in MXNet's ResNet
@@ -32,7 +32,7 @@ class PreActivationUnit(nn.Module):
         initialise(self, last_of_block=("conv3",))
 
     def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B E h2 w2"]:
-        activated = F.relu(self.bn1(x), inplace=True)
+        activated = activate(x, self.bn1)
         y = convolve(activated, self.conv1, self.bn2, relu=True)
         y = convolve(y, self.conv2, self.bn3, relu=True)
         return convolve(y, self.conv3, add=x if self.sc is None else convolve(activated, self.sc))
