@@ -48,6 +48,7 @@ class Settings:
     width: int = 800
     batch: int = 1
     precision: Literal["recipe", "fp32", "bf16", "auto"] = "recipe"
+    winograd: bool = False
     device: str = "auto"
     threads: int = 0
     data_root: str = ""
