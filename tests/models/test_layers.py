@@ -83,6 +83,7 @@ def test_a_wide_convolution_by_winograds_method(
     norm: bool, with_add: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RCNN_KERNELS", kernels)
+    monkeypatch.setattr("rcnn.ops.winograd.LEAST_WORK", 0)
     conv, follows = nn.Conv2d(64, 80, 3, padding=1, bias=not norm), random_norm(80) if norm else None
     x, fused = (
         torch.randn(2, 64, 7, 9).to(memory_format=torch.channels_last),
@@ -98,6 +99,7 @@ def test_a_wide_convolution_by_winograds_method(
 
 def test_winograds_method_is_asked_for_and_is_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RCNN_KERNELS", raising=False)
+    monkeypatch.setattr("rcnn.ops.winograd.LEAST_WORK", 0)
     x = torch.randn(1, 64, 6, 6)
     for dtype, winograd in ((torch.float32, False), (torch.bfloat16, True)):
         model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1))

@@ -126,7 +126,8 @@ OTHERS = [
 @pytest.mark.skipif(not ON_A_CPU[1:], reason="the compiled kernels are not installed")
 def test_when_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RCNN_KERNELS", raising=False)
-    x = torch.zeros(1, 64, 8, 8)
+    assert not pays(nn.Conv2d(**WIDE), torch.zeros(1, 64, 8, 8))
+    x = torch.zeros(1, 64, 250, 250)  # 4.6 GFLOP
     assert pays(nn.Conv2d(**WIDE), x)
     assert not pays(nn.Conv2d(**WIDE), x.bfloat16()) and not pays(nn.Conv2d(**WIDE), x.double())
     for other in OTHERS:

@@ -17,7 +17,8 @@ from rcnn.ops import kernels
 POINTS = (0.0, sqrt(0.5), -sqrt(0.5), sqrt(2.0), -sqrt(2.0))  # and infinity; 0, +-1 and +-2 have twice their errors
 TILE = 4
 PANEL = 32  # outputs whose weights lie together, as the compiled kernel reads them
-FEWEST_CHANNELS = 64  # in and out, from which it was faster than oneDNN's direct convolution; docs/speed.md
+FEWEST_CHANNELS = 64  # in and out: no layer with fewer was measured
+LEAST_WORK = 4e9  # FLOPs of the direct way; the wins on layers of 1 and 2 GFLOP are lost to PyTorch's waiting threads
 
 
 def winograd(
@@ -36,7 +37,7 @@ def winograd(
         add: The shortcut of a residual block; None: nothing is added.
 
     Returns:
-        The map; its rounding errors are about five times those of the convolution itself.
+        The map; its rounding errors are about twice those of oneDNN's convolution. Not differentiable.
 
     Source: Lavin and Gray 2016, Fast algorithms for convolutional neural networks, 4. Differs: the points.
     """
@@ -49,7 +50,8 @@ def pays(conv: nn.Conv2d, x: Tensor) -> bool:
     if form != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or conv.padding_mode != "zeros":
         return False
     wide = min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
-    return wide and x.dtype == torch.float32 and hasattr(kernels.module_for(x.device), "winograd")
+    large = 2 * 9 * conv.out_channels * x.numel() >= LEAST_WORK
+    return wide and large and x.dtype == torch.float32 and hasattr(kernels.module_for(x.device), "winograd")
 
 
 def transform_weight(weight: Float32[Tensor, "F E 3 3"]) -> Float32[Tensor, "36 p E 32"]:
