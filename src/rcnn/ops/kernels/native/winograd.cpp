@@ -30,12 +30,13 @@ void winograd(const WinogradLayer& layer, int threads) {
   const int64_t tiles = layer.tiles();
   if (!tiles || !layer.outputs) return;
   const int64_t block = block_of(layer, threads), each = scratch_of(layer, block);
-  const std::unique_ptr<float[]> memory(new float[threads * each + ALIGNMENT]);  // not written to, so not touched
+  const int workers = int(std::min<int64_t>(threads, (tiles + block - 1) / block));
+  const std::unique_ptr<float[]> memory(new float[workers * each + ALIGNMENT]);  // not written to, so not touched
   float* scratch = memory.get() + (-(reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float)) % ALIGNMENT);
   std::atomic<int64_t> next{0};
-  parallel(threads, threads, [&](int64_t thread) {
+  parallel(workers, workers, [&](int64_t worker) {
     for (int64_t first; (first = next.fetch_add(block, std::memory_order_relaxed)) < tiles;)
-      kernels().winograd(layer, first, std::min(first + block, tiles), scratch + thread * each);
+      kernels().winograd(layer, first, std::min(first + block, tiles), scratch + worker * each);
   });
 }
 
