@@ -58,6 +58,8 @@ class Settings:
         for name, least in (("height", 32), ("width", 32), ("batch", 1), ("threads", 0), ("images", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        if self.winograd and self.what != "infer":
+            raise ValueError(f"--winograd: is of inference only, not of {self.what}; leave it out, or time infer")
 
 
 def choose_sides(what: What, against: Against, modes: tuple[Mode, ...]) -> list[Side]:

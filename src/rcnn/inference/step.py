@@ -33,7 +33,7 @@ class ModelStep:
     Args:
         program: what a model runs, of (images, image_size, scale, proposals or None); for example the model itself.
         bf16: convolutions and matrix products in bfloat16.
-        winograd: on a CPU, wide convolutions in float32 by Winograd's method; see `ops.winograd`.
+        winograd: on a CPU, large convolutions in float32 by Winograd's method; see `ops.winograd`.
         backend: of torch.compile, which fuses by itself; None runs eagerly.
     """
 

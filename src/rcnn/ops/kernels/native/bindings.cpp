@@ -166,16 +166,18 @@ using Maps = ndarray<float, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device:
 using ConstMaps = ndarray<const float, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
 using Floats = ndarray<const float, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 
-// inputs (B, h, w, E), weights (36, panels, E, panel), bias (F), maps (B, h, w, F). An `add` of no elements is not wanted.
+// inputs (B, h, w, E), weights (36, panels, E, panel), bias (F), maps and add (B, h, w, F). An add of no elements is
+// not wanted.
 void winograd(ConstMaps inputs, ConstMaps weights, Floats bias, ConstMaps add, Maps maps, bool relu, int threads) {
   const int64_t images = inputs.shape(0), outputs = bias.shape(0);
   const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
-  const rcnn::WinogradLayer layer{shape,       images,     outputs, inputs.data(), weights.data(),
-                                  bias.data(), add.size() ? add.data() : nullptr, maps.data(), relu};
+  const float* added = add.size() ? add.data() : nullptr;
+  const rcnn::WinogradLayer layer{shape,       images, outputs,     inputs.data(), weights.data(),
+                                  bias.data(), added,  maps.data(), relu};
   if (weights.shape(0) != 36 || int64_t(weights.shape(1)) != layer.panels() ||
       int64_t(weights.shape(2)) != shape.channels || int64_t(weights.shape(3)) != rcnn::WINOGRAD_PANEL ||
-      int64_t(maps.size()) != images * shape.height * shape.width * outputs ||
-      int64_t(maps.shape(3)) != outputs || (add.size() && add.size() != maps.size()))
+      int64_t(maps.size()) != images * shape.height * shape.width * outputs || int64_t(maps.shape(3)) != outputs ||
+      (add.size() && add.size() != maps.size()))
     throw nb::value_error("winograd: shapes do not fit together");
   nb::gil_scoped_release release;
   rcnn::winograd(layer, threads);

@@ -15,8 +15,8 @@ namespace rcnn {
   extern const WinogradKernel winograd_kernel;                                             \
   }                                                                                        \
   static Kernels isa##_kernels() {                                                         \
-    return {#isa,           isa::roi_float,      isa::roi_bfloat16,                        \
-            isa::nms_kernel, isa::update_kernels, isa::winograd_kernel};                   \
+    return {#isa,                isa::roi_float,      isa::roi_bfloat16,                   \
+            isa::nms_kernel,     isa::update_kernels, isa::winograd_kernel};               \
   }
 
 RCNN_DECLARE(baseline)

@@ -1,7 +1,7 @@
 // Winograd's convolution of a block of tiles; compiled once per instruction set (RCNN_ISA names the table).
 //
-// 6 x 6 cells of a map are the coefficients of a polynomial; of its values at 36 points and those of the weights, products
-// are the values of the convolution, from which 4 x 4 cells follow. So a block of tiles is 36 products of matrices
+// 6 x 6 cells of a map are taken to values at 36 points, multiplied with those of the weights, and summed over the
+// channels; from these sums 4 x 4 cells of the result follow. So a block of tiles is 36 products of matrices
 // (tiles, channels) x (channels, outputs). The points and their errors: ops/winograd.py.
 #include "vec.h"
 
@@ -20,7 +20,7 @@ inline void read(const float* p, float& v) { v = *p; }
 inline void write(float* p, Vec v) { store(p, v); }
 inline void write(float* p, float v) { *p = v; }
 
-// Along one axis: values at 0, +-sqrt(1/2), +-sqrt(2) and infinity from six coefficients.
+// Along one axis: the values of six cells at 0, +-sqrt(1/2), +-sqrt(2) and infinity.
 template <typename V>
 inline void evaluate(const V* x, V* y, int step) {
   const V even_half = x[4] - 2.f * x[2], odd_half = x[3] - 2.f * x[1];
@@ -33,7 +33,7 @@ inline void evaluate(const V* x, V* y, int step) {
   y[5 * step] = x[1] - 2.5f * x[3] + x[5];
 }
 
-// Four coefficients from values at the six points.
+// Four cells from sums at the six points.
 template <typename V>
 inline void interpolate(const V* x, V* y, int step) {
   const V even_half = x[1] + x[2], odd_half = x[1] - x[2], even_two = x[3] + x[4], odd_two = x[3] - x[4];
