@@ -203,8 +203,6 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
   m.def("sgd", &sgd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
-  m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("all_finite", &all_finite, nb::arg().noconvert(), nb::arg());
   m.def("roi_align", &roi_align, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg());
@@ -214,4 +212,6 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("roi_pool_backward", &roi_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg());
+  m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
 }
