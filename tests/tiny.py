@@ -38,7 +38,8 @@ def detector(*, classes: int = 3, offset: float = 1.0, seed: int = 0, **changes:
     backbone = changes.pop("backbone", None) or Patches()
     anchors = {"scales": (1, 2), "ratios": (0.5, 1, 2)}
     rpn_options = {key: changes.pop(key, value) for key, value in (anchors | {"partial_cells": False}).items()}
-    rpn = RPN(backbone.channels, hidden=8, stride=backbone.stride, offset=offset, **rpn_options)
+    hidden = changes.pop("rpn_hidden", 8)
+    rpn = RPN(backbone.channels, hidden=hidden, stride=backbone.stride, offset=offset, **rpn_options)
     head = FCHead(backbone.channels, 3, hidden=16, dropout=changes.pop("dropout", 0.0), num_classes=classes)
     options: dict[str, Any] = {
         "pixel_mean": (120.5, 115.5, 105.5),

@@ -268,13 +268,14 @@ def build_schedule(train: Train, steps_per_epoch: int) -> Schedule:
 
 def build_detect_step(rules: Eval, model: FasterRCNN, device: torch.device) -> DetectStep:
     """The model on its device, ready to detect on batches."""
-    return DetectStep(model, device=device, bf16=use_bf16(rules.precision, device))
+    return DetectStep(model, device=device, bf16=use_bf16(rules.precision, device), winograd=rules.winograd)
 
 
 def build_propose_step(rules: Eval, model: FasterRCNN, device: torch.device) -> ProposeStep:
     """Backbone and RPN on their device, ready to write proposals of batches to a file."""
     dump = ProposalRules(rules.dump_pre_nms, rules.dump_post_nms, rules.rpn_nms, rules.rpn_min_size)
-    return ProposeStep(model, dump, device=device, bf16=use_bf16(rules.precision, device))
+    bf16 = use_bf16(rules.precision, device)
+    return ProposeStep(model, dump, device=device, bf16=bf16, winograd=rules.winograd)
 
 
 def save_model(path: Path, model: FasterRCNN, recipe: Recipe, classes: tuple[str, ...]) -> None:

@@ -213,6 +213,8 @@ class Eval:
     """images per step"""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """of convolutions and matrix products"""
+    winograd: bool = False
+    """on a CPU in fp32, large 3x3 convolutions by Winograd's method: faster, last digits differ (docs/speed.md)"""
     metric: Literal["auto", "voc07_11point", "voc_area", "coco"] = "auto"
     """auto: COCO's for COCO data, 11 points for VOC before 2010, else the area"""
 

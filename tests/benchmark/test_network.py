@@ -78,6 +78,13 @@ def test_precision_goes_to_both_parts_of_the_recipe() -> None:
     assert open_network(settings("infer", precision="bf16")).precision == "bf16"
 
 
+def test_winograds_method_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcnn.ops.winograd.LEAST_WORK", 0)
+    asked = settings("infer", precision="fp32", winograd=True)
+    assert with_precision(asked).eval.winograd and not with_precision(settings("infer")).eval.winograd
+    assert count_work(open_network(asked)) == count_work(open_network(settings("infer", precision="fp32")))
+
+
 def test_precision_names() -> None:
     cpu = torch.device("cpu")
     assert [precision_name(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]

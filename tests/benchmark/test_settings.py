@@ -87,6 +87,12 @@ def test_a_missing_peer_is_said_before_anything_runs(monkeypatch: pytest.MonkeyP
         choose_sides("infer", "torchvision", ("default",))
 
 
+def test_winograds_method_is_of_inference() -> None:
+    assert settings("infer", winograd=True).winograd
+    with pytest.raises(ValueError, match="--winograd: is of inference only, not of train"):
+        settings("train", winograd=True)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("height", 31), ("width", 0), ("batch", 0), ("threads", -1), ("images", 0)]
 )

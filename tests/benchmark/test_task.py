@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from rcnn.benchmark.task import Task, count_work, time_task
+from rcnn.ops.winograd import transform_weight, winograd
 
 CPU = torch.device("cpu")
 
@@ -23,6 +24,12 @@ def test_work_counts_the_backward_pass_and_what_the_head_is_given() -> None:
     work = count_work(task)
     assert work.rois == 7
     assert work.flops == 2 * (2 * 7 * 5 * 7)  # forward, and the weights' gradient
+
+
+def test_winograds_convolution_counts_as_the_direct_one() -> None:
+    x, weight = torch.ones(2, 5, 4, 7), transform_weight(torch.ones(3, 5, 3, 3))
+    task = Task(lambda: winograd(x, weight, torch.zeros(3)), "fp32", CPU)
+    assert count_work(task).flops == 2 * (2 * 3 * 4 * 7) * (5 * 9)
 
 
 def test_counting_leaves_nothing_behind() -> None:

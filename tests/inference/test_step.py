@@ -57,6 +57,23 @@ def test_bf16_finds_nearly_the_same(roi_op: str) -> None:
     assert (rounded.scores[:, 0] - exact.scores[:, 0]).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("winograd", [False, True])
+def test_winograds_method_is_for_whom_asks(winograd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(tiny.Patches):
+        channels = 64
+
+    monkeypatch.delenv("RCNN_KERNELS", raising=False)
+    monkeypatch.setattr("rcnn.ops.winograd.LEAST_WORK", 0)
+    batch, model = tiny.batch(), trained(backbone=Wide(), rpn_hidden=64)
+    exact, step = DetectStep(model, device=CPU)(batch), DetectStep(model, device=CPU, winograd=winograd)
+    assert close(step(batch), exact)
+    given = ProposeStep(model, tiny.PROPOSALS, device=CPU)(batch)
+    proposing = ProposeStep(model, tiny.PROPOSALS, device=CPU, winograd=winograd)
+    assert torch.allclose(proposing(batch).boxes, given.boxes, atol=1e-3)
+    for own in (step.model, proposing.model):
+        assert len(own.rpn.conv.weight) == (36 if winograd else 64)  # points or outputs
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize(
     ("roi_op", "offset", "bf16"), [("pool", 1.0, False), ("align", 0.0, False), ("pool", 1.0, True)]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rcnn.models.layers import FusedConv, FusedLinear, LowRank, activate, can_pack, convolve, dense, fuse, truncate
 from rcnn.models.norm import FrozenBatchNorm
+from rcnn.ops import has_kernels
 
 
 def random_norm(channels: int) -> FrozenBatchNorm:
@@ -79,6 +80,39 @@ def test_fused_for_inference_is_the_plain_layer(
             tolerance = 1e-5 if dtype == torch.float32 else 0.05
             assert torch.allclose(got.float(), expected[: len(image)], atol=tolerance, rtol=tolerance)
     assert fused.conv is None  # the float32 weights are no longer held
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("with_add", [False, True])
+@pytest.mark.parametrize("kernels", ["", "reference"])
+def test_a_wide_convolution_by_winograds_method(
+    norm: bool, with_add: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RCNN_KERNELS", kernels)
+    monkeypatch.setattr("rcnn.ops.winograd.LEAST_WORK", 0)
+    conv, follows = nn.Conv2d(64, 80, 3, padding=1, bias=not norm), random_norm(80) if norm else None
+    x, fused = (
+        torch.randn(2, 64, 7, 9).to(memory_format=torch.channels_last),
+        FusedConv(conv, torch.float32, winograd=True),
+    )
+    added = torch.randn(2, 80, 7, 9) if with_add else None
+    with torch.no_grad():
+        expected = by_definition(x, conv, follows, added, relu=True)
+        assert torch.allclose(convolve(x, fused, follows, relu=True, add=added), expected, atol=1e-5)
+    there = has_kernels(x.device) and not kernels
+    assert (fused.weight.shape == (36, 3, 64, 32)) == there  # else it is run as without
+
+
+def test_winograds_method_is_asked_for_and_is_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RCNN_KERNELS", raising=False)
+    monkeypatch.setattr("rcnn.ops.winograd.LEAST_WORK", 0)
+    x = torch.randn(1, 64, 6, 6)
+    for dtype, winograd in ((torch.float32, False), (torch.bfloat16, True)):
+        model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1))
+        fuse(model, dtype, winograd=winograd)
+        with torch.no_grad():
+            convolve(x.to(dtype), model[0])
+        assert model[0].weight.shape == (64, 64, 3, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -48,8 +48,10 @@ def open_network(settings: Settings) -> Task:
 
 
 def with_precision(settings: Settings) -> Recipe:
-    """The recipe in the precision asked for."""
+    """The recipe in the precision and by the method asked for."""
     recipe, precision = settings.recipe, settings.precision
+    if settings.winograd:
+        recipe = replace(recipe, eval=replace(recipe.eval, winograd=True))
     if precision == "recipe":
         return recipe
     train, rules = replace(recipe.train, precision=precision), replace(recipe.eval, precision=precision)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rcnn.ops import winograd
+
 
 class Task(NamedTuple):
     """One thing to time."""
@@ -41,7 +43,11 @@ def count_work(task: Task) -> Work:
     rois: list[int] = []
     hook = task.head and task.head.register_forward_pre_hook(lambda _, arguments: rois.append(len(arguments[0])))
     try:
-        formulas = {torch.ops.mkldnn._convolution_pointwise: _convolution, torch.ops.mkldnn._linear_pointwise: _linear}
+        formulas = {
+            torch.ops.mkldnn._convolution_pointwise: _convolution,
+            torch.ops.mkldnn._linear_pointwise: _linear,
+            winograd.OPERATOR: _winograd,
+        }
         counter = FlopCounterMode(display=False, custom_mapping=formulas)
         with torch.compiler.set_stance("force_eager"), counter:
             task.run()
@@ -55,6 +61,11 @@ def _convolution(*shapes: Any, out_shape: Any, **_: Any) -> int:
     """FLOPs of oneDNN's convolution of (x, weight, bias), or of (x, map to add, weight, bias)."""
     weight = shapes[2] if len(shapes[2]) == 4 else shapes[1]
     return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _winograd(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """FLOPs of the direct convolution that it replaces, so that both ways are the same work."""
+    return 2 * prod(out_shape) * x[1] * 9
 
 
 def _linear(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:

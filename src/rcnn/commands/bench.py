@@ -47,6 +47,8 @@ class Options:
     """of torch; 0: its own choice, or each process's part of the cores"""
     precision: Literal["recipe", "fp32", "bf16", "auto"] = "recipe"
     """ours; recipe: what the recipe says"""
+    winograd: bool = False
+    """infer in fp32 on a CPU: ours as with --eval.winograd; its FLOPs are counted as the direct convolution's"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1"""
     data_root: str = ""
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
     from rcnn.benchmark.report import format_report, write_json
     from rcnn.recipes.find import find_recipe
 
-    names = ("height", "width", "batch", "precision", "device", "threads", "data_root", "images")
+    names = ("height", "width", "batch", "precision", "winograd", "device", "threads", "data_root", "images")
     shared = {name: getattr(options, name) for name in names}
     if options.devices > 1 and not options.threads:
         shared["threads"] = max(1, (os.cpu_count() or 1) // options.devices)

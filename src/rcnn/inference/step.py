@@ -33,6 +33,7 @@ class ModelStep:
     Args:
         program: what a model runs, of (images, image_size, scale, proposals or None); for example the model itself.
         bf16: convolutions and matrix products in bfloat16.
+        winograd: on a CPU, large convolutions in float32 by Winograd's method; see `ops.winograd`.
         backend: of torch.compile, which fuses by itself; None runs eagerly.
     """
 
@@ -43,12 +44,13 @@ class ModelStep:
         *,
         device: torch.device,
         bf16: bool = False,
+        winograd: bool = False,
         backend: str | None = None,
     ) -> None:
         self.model = place(model, device).eval()
         self.bf16 = bf16  # for layers that are not fused
         if backend is None:
-            self.model = fused_copy(self.model, torch.bfloat16 if bf16 else torch.float32)
+            self.model = fused_copy(self.model, torch.bfloat16 if bf16 else torch.float32, winograd=winograd)
         self.device = device
         self.upload = Upload(device)
         self.forward = Captured(compiled(program(self.model), backend), device)
@@ -69,9 +71,15 @@ class DetectStep(ModelStep):
     """The whole detector; see ModelStep."""
 
     def __init__(
-        self, model: FasterRCNN, *, device: torch.device, bf16: bool = False, backend: str | None = None
+        self,
+        model: FasterRCNN,
+        *,
+        device: torch.device,
+        bf16: bool = False,
+        winograd: bool = False,
+        backend: str | None = None,
     ) -> None:
-        super().__init__(model, lambda own: own, device=device, bf16=bf16, backend=backend)
+        super().__init__(model, lambda own: own, device=device, bf16=bf16, winograd=winograd, backend=backend)
 
     def __call__(self, batch: Batch) -> Detections:
         return Detections(*self.run(batch))
@@ -87,6 +95,7 @@ class ProposeStep(ModelStep):
         *,
         device: torch.device,
         bf16: bool = False,
+        winograd: bool = False,
         backend: str | None = None,
     ) -> None:
         def program(own: FasterRCNN) -> Callable[..., Proposals]:
@@ -96,7 +105,7 @@ class ProposeStep(ModelStep):
 
             return propose
 
-        super().__init__(model, program, device=device, bf16=bf16, backend=backend)
+        super().__init__(model, program, device=device, bf16=bf16, winograd=winograd, backend=backend)
 
     def __call__(self, batch: Batch) -> Proposals:
         return Proposals(*self.run(batch))
@@ -107,9 +116,9 @@ def place(model: FasterRCNN, device: torch.device) -> FasterRCNN:
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: stubs lack it
 
 
-def fused_copy(model: FasterRCNN, dtype: torch.dtype) -> FasterRCNN:
+def fused_copy(model: FasterRCNN, dtype: torch.dtype, *, winograd: bool = False) -> FasterRCNN:
     """A copy of the modules, but not of the weights, whose layers are fused for inference in the dtype."""
     shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
-    fuse(copied, dtype)
+    fuse(copied, dtype, winograd=winograd)
     return copied

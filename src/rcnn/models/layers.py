@@ -1,5 +1,6 @@
 """A convolution or a linear layer with all that follows it in one call, so that inference can run it as one kernel."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcnn.models.norm import FrozenBatchNorm
+from rcnn.ops.winograd import pays, transform_weight, winograd
 
 Map = Float[Tensor, "B F h w"]
 
@@ -95,12 +97,16 @@ def truncate(weight: Float[Tensor, "D E"], rank: int) -> tuple[Float[Tensor, "r 
     return first.float(), (left * size).float()
 
 
-def fuse(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every convolution and linear layer of the model by its fused form; its own weights stay as they are."""
+def fuse(model: nn.Module, dtype: torch.dtype, *, winograd: bool = False) -> None:
+    """Replace every convolution and linear layer of the model by its fused form; its own weights stay as they are.
+
+    Args:
+        winograd: convolutions that are faster by Winograd's method, with its rounding, run by it.
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d):
-                setattr(module, name, FusedConv(child, dtype))
+                setattr(module, name, FusedConv(child, dtype, winograd=winograd))
             elif isinstance(child, nn.Linear):
                 setattr(module, name, FusedLinear(child, dtype))
 
@@ -115,12 +121,13 @@ def can_pack(x: Tensor) -> bool:
 class FusedConv(nn.Module):
     """A convolution for inference: its normalisation folded in, weights cast and packed, once, by the first call."""
 
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, *, winograd: bool = False) -> None:
         super().__init__()
         self.dtype = dtype
+        self.winograd = winograd
+        self.run: Callable[..., Tensor] = _plain
         self.sizes = (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.conv: nn.Conv2d | None = conv
-        self.packed = False
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()
@@ -128,12 +135,13 @@ class FusedConv(nn.Module):
         """Make the weights ready for inputs like x, then let go of the layer; other threads may be at it too."""
         (weight, bias), (stride, padding, dilation, groups) = _fold(conv, norm), self.sizes
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        weight = weight.detach().to(self.dtype, memory_format=torch.channels_last)
-        packed = can_pack(x) and groups == 1
-        if packed:
+        weight, run = weight.detach().to(self.dtype, memory_format=torch.channels_last), _plain
+        if self.winograd and pays(conv, x):
+            weight, run = transform_weight(weight), _winograd
+        elif can_pack(x) and groups == 1:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            weight = reorder(weight, padding, stride, dilation, groups, list(x.shape))
-        self.weight, self.bias, self.packed = weight, bias.detach().to(self.dtype), packed
+            weight, run = reorder(weight, padding, stride, dilation, groups, list(x.shape)), _onednn
+        self.weight, self.bias, self.run = weight, bias.detach().to(self.dtype), run
         self.conv = None
 
     def forward(
@@ -146,7 +154,7 @@ class FusedConv(nn.Module):
     ) -> Map:
         if (conv := self.conv) is not None:
             self._prepare(conv, x, norm)
-        return (_onednn if self.packed else _plain)(x, self.weight, self.bias, add, self.sizes, relu=relu)
+        return self.run(x, self.weight, self.bias, add, self.sizes, relu=relu)
 
 
 class FusedLinear(nn.Module):
@@ -276,6 +284,11 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: 
     if add is None:
         return run(x, weight, bias, *settings, "relu" if relu else "none", [], "")
     return run.binary(x, add, weight, bias, *settings, "add", None, "relu" if relu else None, [], None)
+
+
+def _winograd(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
+    """The same from a quarter of the multiplications."""
+    return winograd(x, weight, bias, add, relu=relu)
 
 
 def _as_autocast(*tensors: Any) -> tuple[Any, ...]:

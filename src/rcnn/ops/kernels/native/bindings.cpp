@@ -188,6 +188,27 @@ bool all_finite(ConstArray values, Array to, int threads) {
   return finite;
 }
 
+using Maps = ndarray<float, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using ConstMaps = ndarray<const float, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using Floats = ndarray<const float, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+
+// inputs (B, h, w, E), weights (36, panels, E, panel), bias (F), maps and add (B, h, w, F). An add of no elements is
+// not wanted.
+void winograd(ConstMaps inputs, ConstMaps weights, Floats bias, ConstMaps add, Maps maps, bool relu, int threads) {
+  const int64_t images = inputs.shape(0), outputs = bias.shape(0);
+  const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
+  const float* added = add.size() ? add.data() : nullptr;
+  const rcnn::WinogradLayer layer{shape,       images, outputs,     inputs.data(), weights.data(),
+                                  bias.data(), added,  maps.data(), relu};
+  if (weights.shape(0) != 36 || int64_t(weights.shape(1)) != layer.panels() ||
+      int64_t(weights.shape(2)) != shape.channels || int64_t(weights.shape(3)) != rcnn::WINOGRAD_PANEL ||
+      int64_t(maps.size()) != images * shape.height * shape.width * outputs || int64_t(maps.shape(3)) != outputs ||
+      (add.size() && add.size() != maps.size()))
+    throw nb::value_error("winograd: shapes do not fit together");
+  nb::gil_scoped_release release;
+  rcnn::winograd(layer, threads);
+}
+
 nb::list instruction_sets() {
   nb::list names;
   for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
@@ -217,4 +238,6 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("roi_pool_backward", &roi_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg());
+  m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
 }

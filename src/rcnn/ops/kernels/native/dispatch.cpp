@@ -6,14 +6,18 @@
 
 namespace rcnn {
 
-#define RCNN_DECLARE(isa)                                                                \
-  namespace isa {                                                                        \
-  extern const RoiKernels<float> roi_float;                                              \
-  extern const RoiKernels<bfloat16> roi_bfloat16;                                        \
+#define RCNN_DECLARE(isa)                                                                  \
+  namespace isa {                                                                          \
+  extern const RoiKernels<float> roi_float;                                                \
+  extern const RoiKernels<bfloat16> roi_bfloat16;                                          \
   extern int64_t (*const nms_kernel)(SortedBoxes, float, float, int64_t, int32_t*, void*); \
-  extern const UpdateKernels update_kernels;                                             \
-  }                                                                                      \
-  static Kernels isa##_kernels() { return {#isa, isa::roi_float, isa::roi_bfloat16, isa::nms_kernel, isa::update_kernels}; }
+  extern const UpdateKernels update_kernels;                                               \
+  extern const WinogradKernel winograd_kernel;                                             \
+  }                                                                                        \
+  static Kernels isa##_kernels() {                                                         \
+    return {#isa,                isa::roi_float,      isa::roi_bfloat16,                   \
+            isa::nms_kernel,     isa::update_kernels, isa::winograd_kernel};               \
+  }
 
 RCNN_DECLARE(baseline)
 #ifdef RCNN_X86

@@ -41,4 +41,6 @@ struct NmsProblem {
 
 void nms(const NmsProblem&, int64_t* index, bool* keep_valid);
 
+void winograd(const WinogradLayer&, int threads);
+
 }  // namespace rcnn

@@ -72,6 +72,30 @@ struct UpdateKernels {
   void (*round_to)(const float* from, bfloat16* to, int64_t count);
 };
 
+constexpr int64_t WINOGRAD_TILE = 4;    // cells along a side
+constexpr int64_t WINOGRAD_GROUP = 12;  // tiles whose products are computed together: this many, or half of them
+constexpr int64_t WINOGRAD_PANEL = 32;  // outputs whose weights lie together
+
+// A convolution of 3 x 3 cells with a border of one, whose maps are as large as its inputs.
+struct WinogradLayer {
+  FeatureShape shape;  // of an input
+  int64_t images, outputs;
+  const float* inputs;   // (images, height, width, channels)
+  const float* weights;  // at the points: (36, panels, channels, WINOGRAD_PANEL)
+  const float* bias;     // (outputs)
+  const float* add;      // to the maps, or none
+  float* maps;           // (images, height, width, outputs)
+  bool relu;
+
+  int64_t panels() const { return (outputs + WINOGRAD_PANEL - 1) / WINOGRAD_PANEL; }
+  int64_t rows() const { return (shape.height + WINOGRAD_TILE - 1) / WINOGRAD_TILE; }  // of tiles
+  int64_t columns() const { return (shape.width + WINOGRAD_TILE - 1) / WINOGRAD_TILE; }
+  int64_t tiles() const { return images * rows() * columns(); }
+};
+
+// Computes the tiles [first, last) of all images; the driver knows how much memory that takes.
+typedef void (*WinogradKernel)(const WinogradLayer&, int64_t first, int64_t last, float* scratch);
+
 struct Kernels {
   const char* name;
   RoiKernels<float> roi_float;
@@ -79,6 +103,7 @@ struct Kernels {
   // Returns how many boxes were kept; `kept` receives their positions. `arena` is memory of nms_arena_bytes(count).
   int64_t (*nms)(SortedBoxes, float threshold, float offset, int64_t most, int32_t* kept, void* arena);
   UpdateKernels update;
+  WinogradKernel winograd;
 };
 
 // The largest arena that nms can need for `count` boxes; the same for every instruction set.
