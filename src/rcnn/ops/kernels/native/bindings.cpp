@@ -84,8 +84,8 @@ void roi_pool(ConstArray features, ConstArray boxes, Array out, Array argmax, fl
   const auto problem = describe(features, boxes, out, {spatial_scale, 0, false, threads});
   with_type(features, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    void* where = argmax.size() ? data<void>(argmax) : nullptr;
-    rcnn::roi_pool<T>(problem, data<const T>(features), data<T>(out), where, argmax.itemsize() == 4);
+    const rcnn::Argmax where{argmax.size() ? data<void>(argmax) : nullptr, argmax.itemsize() == 4};
+    rcnn::roi_pool<T>(problem, data<const T>(features), data<T>(out), where);
   });
 }
 
@@ -95,8 +95,8 @@ void roi_pool_backward(ConstArray grad_out, ConstArray boxes, ConstArray argmax,
   if (argmax.size() != grad_out.size()) throw nb::value_error("roi_pool_backward: argmax has a wrong shape");
   with_type(grad_out, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    rcnn::roi_pool_backward<T>(problem, data<const T>(grad_out), data<const void>(argmax), argmax.itemsize() == 4,
-                               data<T>(grad_features));
+    const rcnn::Argmax where{data<void>(argmax), argmax.itemsize() == 4};
+    rcnn::roi_pool_backward<T>(problem, data<const T>(grad_out), where, data<T>(grad_features));
   });
 }
 
@@ -172,12 +172,15 @@ void choose(const char* name) {
   if (!rcnn::choose(name)) throw nb::value_error("choose: this processor does not run that instruction set");
 }
 
+void use_team(uintptr_t address) { rcnn::team = reinterpret_cast<rcnn::Team>(address); }
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of rcnn: arrays are written in place.";
   m.def("instruction_sets", &instruction_sets, "Names of the instruction sets this processor runs, widest first.");
   m.def("choose", &choose, "Use another instruction set than the widest, for tests.");
+  m.def("use_team", &use_team, "Run on the threads of the GOMP_parallel at this address; 0: on threads of its own.");
   m.def("nms", &nms, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
   m.def("sgd", &sgd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),

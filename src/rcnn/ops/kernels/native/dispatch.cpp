@@ -10,10 +10,15 @@ namespace rcnn {
   namespace isa {                                                                        \
   extern const RoiKernels<float> roi_float;                                              \
   extern const RoiKernels<bfloat16> roi_bfloat16;                                        \
+  extern const RoiPoolKernels<float> roi_pool_float;                                     \
+  extern const RoiPoolKernels<bfloat16> roi_pool_bfloat16;                               \
   extern int64_t (*const nms_kernel)(SortedBoxes, float, float, int64_t, int32_t*, void*); \
   extern const UpdateKernels update_kernels;                                             \
   }                                                                                      \
-  static Kernels isa##_kernels() { return {#isa, isa::roi_float, isa::roi_bfloat16, isa::nms_kernel, isa::update_kernels}; }
+  static Kernels isa##_kernels() {                                                       \
+    return {#isa, isa::roi_float, isa::roi_bfloat16, isa::roi_pool_float, isa::roi_pool_bfloat16, \
+            isa::nms_kernel, isa::update_kernels};                                       \
+  }
 
 RCNN_DECLARE(baseline)
 #ifdef RCNN_X86
