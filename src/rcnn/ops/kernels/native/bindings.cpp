@@ -100,6 +100,61 @@ void roi_pool_backward(ConstArray grad_out, ConstArray boxes, ConstArray argmax,
   });
 }
 
+// Max pooling of x (B, H, W, F) into out (B, h, w, F); `where` has out's shape, or no elements if it is not wanted.
+struct Pooling {
+  rcnn::FeatureShape shape;
+  rcnn::MaxPool pool;
+  int64_t images;
+
+  template <typename Map, typename Out, typename Where>
+  Pooling(const Map& x, const Out& out, const Where& where, int window, int stride, int padding) {
+    if (x.ndim() != 4 || out.ndim() != 4 || x.shape(0) != out.shape(0) || x.shape(3) != out.shape(3) ||
+        x.dtype() != out.dtype() || (!is_bfloat16(x.dtype()) && x.dtype() != nb::dtype<float>()) ||
+        where.dtype() != nb::dtype<uint8_t>() || (where.size() && where.size() != out.size()) || window > 16)
+      throw nb::value_error("max_pool: shapes or types do not fit together");
+    shape = {int64_t(x.shape(1)), int64_t(x.shape(2)), int64_t(x.shape(3))};
+    pool = {window, stride, padding, int64_t(out.shape(1)), int64_t(out.shape(2))};
+    images = int64_t(x.shape(0));
+  }
+  int64_t map() const { return shape.height * shape.width * shape.channels; }
+  int64_t pooled() const { return pool.rows * pool.columns * shape.channels; }
+};
+
+template <typename T>
+const rcnn::MaxPoolKernels<T>& max_pool_kernels() {
+  if constexpr (std::is_same_v<T, float>)
+    return rcnn::kernels().max_pool_float;
+  else
+    return rcnn::kernels().max_pool_bfloat16;
+}
+
+void max_pool(ConstArray x, Array out, Array where, int window, int stride, int padding, int threads) {
+  const Pooling p(x, out, where, window, stride, padding);
+  uint8_t* places = where.size() ? data<uint8_t>(where) : nullptr;
+  with_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::parallel(p.images * p.pool.rows, threads, [&](int64_t piece) {
+      const int64_t image = piece / p.pool.rows, y = piece % p.pool.rows, at = piece * p.pool.columns * p.shape.channels;
+      max_pool_kernels<T>().forward(data<const T>(x) + image * p.map(), p.shape, p.pool, y, data<T>(out) + at,
+                                    places ? places + at : nullptr);
+    });
+  });
+}
+
+void max_pool_backward(ConstArray grad, ConstArray where, Array grad_x, int window, int stride, int padding,
+                       int threads) {
+  const Pooling p(grad_x, grad, where, window, stride, padding);
+  if (where.size() != grad.size()) throw nb::value_error("max_pool_backward: where has a wrong shape");
+  with_type(grad, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::parallel(p.images * p.shape.height, threads, [&](int64_t piece) {
+      const int64_t image = piece / p.shape.height, y = piece % p.shape.height;
+      max_pool_kernels<T>().backward(data<const T>(grad) + image * p.pooled(), data<const uint8_t>(where) + image * p.pooled(),
+                                     p.shape, p.pool, y, data<T>(grad_x) + piece * p.shape.width * p.shape.channels);
+    });
+  });
+}
+
 using Boxes = ndarray<const float, nb::shape<-1, -1, 4>, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Rows = ndarray<T, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
@@ -186,6 +241,10 @@ NB_MODULE(_native, m) {
   m.def("sgd", &sgd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def("all_finite", &all_finite, nb::arg().noconvert(), nb::arg());
+  m.def("max_pool", &max_pool, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg());
+  m.def("max_pool_backward", &max_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def("roi_align", &roi_align, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg());
   m.def("roi_align_backward", &roi_align_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),

@@ -12,12 +12,14 @@ namespace rcnn {
   extern const RoiKernels<bfloat16> roi_bfloat16;                                        \
   extern const RoiPoolKernels<float> roi_pool_float;                                     \
   extern const RoiPoolKernels<bfloat16> roi_pool_bfloat16;                               \
+  extern const MaxPoolKernels<float> max_pool_float;                                     \
+  extern const MaxPoolKernels<bfloat16> max_pool_bfloat16;                               \
   extern int64_t (*const nms_kernel)(SortedBoxes, float, float, int64_t, int32_t*, void*); \
   extern const UpdateKernels update_kernels;                                             \
   }                                                                                      \
   static Kernels isa##_kernels() {                                                       \
     return {#isa, isa::roi_float, isa::roi_bfloat16, isa::roi_pool_float, isa::roi_pool_bfloat16, \
-            isa::nms_kernel, isa::update_kernels};                                       \
+            isa::max_pool_float, isa::max_pool_bfloat16, isa::nms_kernel, isa::update_kernels}; \
   }
 
 RCNN_DECLARE(baseline)

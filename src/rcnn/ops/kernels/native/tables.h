@@ -52,6 +52,19 @@ struct Argmax {
   bool wide;
 };
 
+// Square windows over a map, and how many of them there are.
+struct MaxPool {
+  int window, stride, padding;
+  int64_t rows, columns;
+};
+
+// On one image: a row of results, with each one's place in its window unless `where` is null; a row of the gradient.
+template <typename T>
+struct MaxPoolKernels {
+  void (*forward)(const T* image, FeatureShape, MaxPool, int64_t y, T* out, uint8_t* where);
+  void (*backward)(const T* grad, const uint8_t* where, FeatureShape, MaxPool, int64_t y, T* grad_row);
+};
+
 struct SortedBoxes {
   const float* boxes;  // (count, 4) best first
   int64_t count;
@@ -94,6 +107,8 @@ struct Kernels {
   RoiKernels<bfloat16> roi_bfloat16;
   RoiPoolKernels<float> roi_pool_float;
   RoiPoolKernels<bfloat16> roi_pool_bfloat16;
+  MaxPoolKernels<float> max_pool_float;
+  MaxPoolKernels<bfloat16> max_pool_bfloat16;
   // Returns how many boxes were kept; `kept` receives their positions. `arena` is memory of nms_arena_bytes(count).
   int64_t (*nms)(SortedBoxes, float threshold, float offset, int64_t most, int32_t* kept, void* arena);
   UpdateKernels update;
