@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,11 +26,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin)
 """
 
 
+HUGE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rcnn.allocator import keep_freed_memory
+keep_freed_memory()
+buffer = bytearray(64 * 2**20)
+buffer[::4096] = b"x" * len(buffer[::4096])
+print(sum(int(line.split()[1]) for line in open("/proc/self/smaps") if line.startswith("AnonHugePages")))
+"""
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 class Library:
-    """A C library that notes what it is told."""
+    """A C library that notes what it is told, with an allocator that has nothing left."""
 
     def __init__(self, *, with_mallopt: bool = True) -> None:
         self.calls: list[tuple[int, int]] = []
+        self.malloc, self.free, self.madvise = Mock(return_value=None), Mock(), Mock()
         if with_mallopt:
             self.mallopt = lambda option, value: self.calls.append((option, value))
 
@@ -50,6 +64,22 @@ def page_faults(mode: str, **environment: str) -> int:
 def test_definition_big_buffers_are_used_again_without_page_faults() -> None:
     pages = 10 * 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")
     assert page_faults("keep") < pages / 50
+
+
+@pytest.mark.skipif(not ENABLED.is_file() or "[never]" in ENABLED.read_text(), reason="no huge pages on this system")
+def test_big_buffers_lie_in_huge_pages_where_there_are_any() -> None:
+    found = subprocess.check_output([sys.executable, "-c", HUGE, str(SOURCE)], env=dict(os.environ), text=True)
+    assert int(found) >= 48 * 2**10  # KiB
+
+
+def test_a_heap_that_cannot_grow_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    keep_freed_memory()
+    library.malloc.assert_called_once()
+    library.madvise.assert_not_called()
+    library.free.assert_not_called()
 
 
 def test_each_setting_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
