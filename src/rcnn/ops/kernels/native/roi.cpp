@@ -192,7 +192,7 @@ const RoiPoolKernels<bfloat16>& roi_pool_kernels() {
 }
 
 constexpr int64_t NARROW_BLOCK = 64;  // channels whose sums stay in the cache; also one pass of the kernel's registers
-constexpr int64_t WIDE_BLOCK = 128;   // scattered sums: the next one must not wait for the last of the same channel
+constexpr int64_t WIDE_BLOCK = 128;   // the same where a pass reads one bin at a time, and so longer lines are better
 
 // Calls work(image, block) for every block of channels of every image: a sum belongs to one thread, whose order of
 // RoIs is fixed, so the result does not depend on the number of threads.
@@ -248,11 +248,14 @@ Argmax offset(Argmax argmax, int64_t elements) {
 
 constexpr int64_t ROIS_A_GROUP = 32;
 constexpr int64_t CACHE = 1 << 20;  // bytes of a map that a core keeps at hand
+constexpr int64_t FEW_ROIS = 8;     // are pooled before a map is put in order
 
 // Channels of a map that stay in a core's cache while RoIs are pooled from it.
 int64_t block_of_map(const RoiProblem& p, int64_t bytes) {
+  const int64_t channels = std::max(p.shape.channels, int64_t(1));
+  if (p.rois_per_image < FEW_ROIS) return channels;
   const int64_t fitting = CACHE / std::max(p.shape.height * p.shape.width * bytes, int64_t(1));
-  return std::min(p.shape.channels, std::max(fitting / NARROW_BLOCK, int64_t(1)) * NARROW_BLOCK);
+  return std::min(channels, std::max(fitting / NARROW_BLOCK, int64_t(1)) * NARROW_BLOCK);
 }
 
 // Every image's map, each block of channels by itself: cells of a slice of all channels would lie so regularly that
@@ -263,7 +266,7 @@ class Blocks {
   Blocks(const RoiProblem& p, const T* features, int64_t width) : cells(p.shape.height * p.shape.width) {
     channels = p.shape.channels;
     maps = features;
-    if (width == channels) return;
+    if (width >= channels) return;
     packed.reset(new T[p.images * cells * channels]);
     maps = packed.get();
     const int64_t blocks = (channels + width - 1) / width;
