@@ -40,10 +40,12 @@ class ThereAndBack(ModuleType):
         self.module = module
 
     def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.module, name)
+
         def call(*arguments: Any) -> None:
             moved = [x if INTERPRETED or not isinstance(x, Tensor) else x.cuda() for x in arguments]
             with np.errstate(all="ignore"):  # inf - inf is no news to a kernel
-                getattr(self.module, name)(*moved)
+                kernel(*moved)
             for x, there in zip(arguments, moved, strict=True):
                 if isinstance(x, Tensor) and x is not there:
                     x.copy_(there)

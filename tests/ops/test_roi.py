@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rcnn.ops import kernels as loader
 from rcnn.ops import roi
 from rcnn.ops.roi import roi_align, roi_pool
 from tests.ops.conftest import implementations, interpreted
@@ -163,6 +164,21 @@ def test_gradients_do_not_depend_on_the_number_of_threads(kernels: str) -> None:
         assert all(map(torch.equal, results[0], other))
 
 
+def test_own_threads_do_as_those_of_pytorch() -> None:
+    native = pytest.importorskip("rcnn.ops.kernels.native._native", reason="the compiled kernels are not built")
+    features, boxes, before = random_features(3, 150, torch.float32), random_boxes(3, 40, 4), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        lent = run_all(features, boxes, 7)
+        native.use_team(0)
+        own = run_all(features, boxes, 7)
+    finally:
+        native.use_team(loader._torch_team())
+        torch.set_num_threads(before)
+    for pair, other in zip(lent, own, strict=True):
+        assert all(map(torch.equal, pair, other))
+
+
 def test_no_boxes_give_no_rows_and_a_zero_gradient(kernels: str) -> None:
     features = random_features(2, 8, torch.float32).requires_grad_()
     for pool in (roi_pool, roi_align):
@@ -242,6 +258,22 @@ def test_a_map_too_large_for_small_indices_pools_the_same(kernels: str) -> None:
     assert torch.equal(out, expected)
     (grad,) = torch.autograd.grad(out, features, torch.ones_like(out))
     assert torch.equal(grad, roi.roi_pool_backward_reference(torch.ones_like(out), where, 1, 200, 200))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", [name for name in implementations() if name != "triton"], indirect=True)
+def test_a_map_larger_than_the_cache_pools_the_same(kernels: str, dtype: torch.dtype) -> None:
+    draw, count, size = torch.Generator().manual_seed(0), 16, 2
+    features = torch.randn(2, 70, 72, 80, generator=draw).relu().to(dtype).requires_grad_()
+    boxes = random_boxes(2, count, 0)  # bins of a few cells, and of thousands
+    out, where = roi._roi_pool(features, boxes, size, 0.5)
+    expected, expected_where = roi.roi_pool_reference(features.detach(), boxes, size, 0.5)
+    assert torch.equal(out, expected)
+    assert torch.equal(where, expected_where)
+    assert torch.equal(roi_pool(features.detach(), boxes, output_size=size, spatial_scale=0.5), expected)
+    grad = torch.randn(out.shape, generator=draw).to(dtype)
+    got, wanted = torch.autograd.grad(out, features, grad)[0], roi.roi_pool_backward_reference(grad, where, 2, 72, 80)
+    torch.testing.assert_close(got, wanted, **TOLERANCE[dtype])
 
 
 def test_other_types_use_the_reference(kernels: str) -> None:

@@ -30,14 +30,12 @@ def convolve(
     """
     if isinstance(conv, FusedConv):
         return conv(x, norm, relu=relu, add=add)
-    (weight, bias), sizes = _fold(conv, norm), (conv.stride, conv.padding, conv.dilation, conv.groups)
+    (weight, bias), (x, sizes) = _fold(conv, norm), _seen(x, conv.kernel_size, _sizes(conv))
     if norm is None and (low := _low(conv, x)) is not None:
         weight = low
     if bias is not None and not torch.compiler.is_compiling():  # which fuses by itself
         x, weight, bias, add = _as_autocast(x, weight, bias, add)
         if can_pack(x) and conv.groups == 1:
-            if weight.shape[2:] == (1, 1) and conv.stride != (1, 1):  # it sees no other places
-                x, sizes = x[:, :, :: conv.stride[0], :: conv.stride[1]], ((1, 1), *sizes[1:])
             return _Conv.apply(x, weight, bias, add, sizes, relu)
     return _plain(x, weight, bias, add, sizes, relu=relu)
 
@@ -126,14 +124,14 @@ class FusedConv(nn.Module):
         self.dtype = dtype
         self.winograd = winograd
         self.run: Callable[..., Tensor] = _plain
-        self.sizes = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.kernel_size, self.sizes = conv.kernel_size, _sizes(conv)
         self.conv: nn.Conv2d | None = conv
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()
-    def _prepare(self, conv: nn.Conv2d, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None) -> None:
+    def _prepare(self, conv: nn.Conv2d, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None, sizes: Any) -> None:
         """Make the weights ready for inputs like x, then let go of the layer; other threads may be at it too."""
-        (weight, bias), (stride, padding, dilation, groups) = _fold(conv, norm), self.sizes
+        (weight, bias), (stride, padding, dilation, groups) = _fold(conv, norm), sizes
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         weight, run = weight.detach().to(self.dtype, memory_format=torch.channels_last), _plain
         if self.winograd and pays(conv, x):
@@ -152,9 +150,10 @@ class FusedConv(nn.Module):
         relu: bool = False,
         add: Map | None = None,
     ) -> Map:
+        x, sizes = _seen(x, self.kernel_size, self.sizes)
         if (conv := self.conv) is not None:
-            self._prepare(conv, x, norm)
-        return self.run(x, self.weight, self.bias, add, self.sizes, relu=relu)
+            self._prepare(conv, x, norm, sizes)
+        return self.run(x, self.weight, self.bias, add, sizes, relu=relu)
 
 
 class FusedLinear(nn.Module):
@@ -269,6 +268,18 @@ def _per_channel(x: Tensor, scale: Tensor, shift: Tensor, then: str) -> Tensor:
     """Scale and shift as a 1x1 convolution of every channel by itself, which oneDNN does at the speed of memory."""
     weight = scale[:, None, None, None]
     return torch.ops.mkldnn._convolution_pointwise(x, weight, shift, (0, 0), (1, 1), (1, 1), len(scale), then, [], "")
+
+
+def _sizes(conv: nn.Conv2d) -> Any:
+    return conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+def _seen(x: Float[Tensor, "B E H W"], kernel_size: Any, sizes: Any) -> tuple[Float[Tensor, "B E h w"], Any]:
+    """What a convolution sees, and its sizes there: one of 1 x 1 with a stride sees few places; a CPU likes them alone."""
+    (rows, columns), padding, *others = sizes
+    if kernel_size != (1, 1) or (rows, columns) == (1, 1) or padding != (0, 0) or x.device.type != "cpu":
+        return x, sizes
+    return x[:, :, ::rows, ::columns], ((1, 1), padding, *others)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:

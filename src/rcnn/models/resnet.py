@@ -2,11 +2,11 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
 from rcnn.models.layers import FusedConv, convolve
 from rcnn.models.norm import FrozenBatchNorm
+from rcnn.ops.pool import max_pool
 
 
 class BasicBlock(nn.Module):
@@ -100,5 +100,5 @@ class ResNetC4(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F h w"]:
         x = convolve(x, self.conv1, self.bn1, relu=True)
-        x = F.max_pool2d(x, 3, 2, 1)
+        x = max_pool(x, 3, stride=2, padding=1)
         return self.layer3(self.layer2(self.layer1(x)))

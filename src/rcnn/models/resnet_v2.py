@@ -4,11 +4,11 @@ from collections import OrderedDict
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
 from rcnn.models.layers import activate, convolve
 from rcnn.models.norm import FrozenBatchNorm
+from rcnn.ops.pool import max_pool
 
 EPS = 2e-5  # of every batch normalisation in MXNet's ResNet
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -69,7 +69,7 @@ class ResNetV2C4(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1024 h w"]:
         x = convolve(self.bn_data(x), self.conv0, self.bn0, relu=True)
-        x = F.max_pool2d(x, 3, 2, 1)
+        x = max_pool(x, 3, stride=2, padding=1)
         for name in self.unit_names:
             x = self.get_submodule(name)(x)
         return x

@@ -1,12 +1,11 @@
 """VGG16 up to conv5_3: features at a sixteenth of the canvas."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rcnn.models.initial import initialise
 from rcnn.models.layers import convolve
+from rcnn.ops.pool import max_pool
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -34,14 +33,5 @@ class VGG16(nn.Module):
             for i in range(1, len(widths) + 1):
                 x = convolve(x, self.get_submodule(f"conv{stage}_{i}"), relu=True)  # pyright: ignore[reportArgumentType]
             if stage < len(STAGES):
-                x = halve(x)
+                x = max_pool(x, 2, stride=2)
         return x
-
-
-def halve(x: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F h w"]:
-    """Maxima of 2 x 2 cells; without gradient by two passes that need no positions, which PyTorch's pooling writes."""
-    if x.requires_grad:
-        return F.max_pool2d(x, 2)
-    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
-    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2])

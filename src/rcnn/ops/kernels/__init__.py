@@ -3,6 +3,7 @@
 Both offer the same functions. Imported by `rcnn.ops` and by nothing else.
 """
 
+import ctypes
 import os
 import warnings
 from functools import cache
@@ -26,10 +27,19 @@ SLOW = {
 def _load(name: str) -> ModuleType | None:
     """Import the kernels, or warn once of what their absence costs."""
     try:
-        return import_module(name)
+        module = import_module(name)
     except ImportError as error:
         warnings.warn(SLOW[name].format(reason=error), RuntimeWarning, stacklevel=4)
         return None
+    if name == NATIVE:
+        module.use_team(_torch_team())
+    return module
+
+
+def _torch_team() -> int:
+    """The address of the function that runs work on PyTorch's own OpenMP threads; 0: this PyTorch has none."""
+    run = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    return (ctypes.cast(run, ctypes.c_void_p).value or 0) if run else 0
 
 
 def uses_triton(device: torch.device) -> bool:

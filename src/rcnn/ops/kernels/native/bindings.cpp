@@ -87,8 +87,8 @@ void roi_pool(ConstArray features, ConstArray boxes, Array out, Array argmax, fl
   const auto problem = describe(features, boxes, out, {spatial_scale, 0, false, threads});
   with_type(features, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    void* where = argmax.size() ? data<void>(argmax) : nullptr;
-    rcnn::roi_pool<T>(problem, data<const T>(features), data<T>(out), where, argmax.itemsize() == 4);
+    const rcnn::Argmax where{argmax.size() ? data<void>(argmax) : nullptr, argmax.itemsize() == 4};
+    rcnn::roi_pool<T>(problem, data<const T>(features), data<T>(out), where);
   });
 }
 
@@ -98,8 +98,63 @@ void roi_pool_backward(ConstArray grad_out, ConstArray boxes, ConstArray argmax,
   if (argmax.size() != grad_out.size()) throw nb::value_error("roi_pool_backward: argmax has a wrong shape");
   with_type(grad_out, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    rcnn::roi_pool_backward<T>(problem, data<const T>(grad_out), data<const void>(argmax), argmax.itemsize() == 4,
-                               data<T>(grad_features));
+    const rcnn::Argmax where{data<void>(argmax), argmax.itemsize() == 4};
+    rcnn::roi_pool_backward<T>(problem, data<const T>(grad_out), where, data<T>(grad_features));
+  });
+}
+
+// Max pooling of x (B, H, W, F) into out (B, h, w, F); `where` has out's shape, or no elements if it is not wanted.
+struct Pooling {
+  rcnn::FeatureShape shape;
+  rcnn::MaxPool pool;
+  int64_t images;
+
+  template <typename Map, typename Out, typename Where>
+  Pooling(const Map& x, const Out& out, const Where& where, int window, int stride, int padding) {
+    if (x.ndim() != 4 || out.ndim() != 4 || x.shape(0) != out.shape(0) || x.shape(3) != out.shape(3) ||
+        x.dtype() != out.dtype() || (!is_bfloat16(x.dtype()) && x.dtype() != nb::dtype<float>()) ||
+        where.dtype() != nb::dtype<uint8_t>() || (where.size() && where.size() != out.size()) || window > 16)
+      throw nb::value_error("max_pool: shapes or types do not fit together");
+    shape = {int64_t(x.shape(1)), int64_t(x.shape(2)), int64_t(x.shape(3))};
+    pool = {window, stride, padding, int64_t(out.shape(1)), int64_t(out.shape(2))};
+    images = int64_t(x.shape(0));
+  }
+  int64_t map() const { return shape.height * shape.width * shape.channels; }
+  int64_t pooled() const { return pool.rows * pool.columns * shape.channels; }
+};
+
+template <typename T>
+const rcnn::MaxPoolKernels<T>& max_pool_kernels() {
+  if constexpr (std::is_same_v<T, float>)
+    return rcnn::kernels().max_pool_float;
+  else
+    return rcnn::kernels().max_pool_bfloat16;
+}
+
+void max_pool(ConstArray x, Array out, Array where, int window, int stride, int padding, int threads) {
+  const Pooling p(x, out, where, window, stride, padding);
+  uint8_t* places = where.size() ? data<uint8_t>(where) : nullptr;
+  with_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::parallel(p.images * p.pool.rows, threads, [&](int64_t piece) {
+      const int64_t image = piece / p.pool.rows, y = piece % p.pool.rows, at = piece * p.pool.columns * p.shape.channels;
+      max_pool_kernels<T>().forward(data<const T>(x) + image * p.map(), p.shape, p.pool, y, data<T>(out) + at,
+                                    places ? places + at : nullptr);
+    });
+  });
+}
+
+void max_pool_backward(ConstArray grad, ConstArray where, Array grad_x, int window, int stride, int padding,
+                       int threads) {
+  const Pooling p(grad_x, grad, where, window, stride, padding);
+  if (where.size() != grad.size()) throw nb::value_error("max_pool_backward: where has a wrong shape");
+  with_type(grad, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    rcnn::parallel(p.images * p.shape.height, threads, [&](int64_t piece) {
+      const int64_t image = piece / p.shape.height, y = piece % p.shape.height;
+      max_pool_kernels<T>().backward(data<const T>(grad) + image * p.pooled(), data<const uint8_t>(where) + image * p.pooled(),
+                                     p.shape, p.pool, y, data<T>(grad_x) + piece * p.shape.width * p.shape.channels);
+    });
   });
 }
 
@@ -219,17 +274,24 @@ void choose(const char* name) {
   if (!rcnn::choose(name)) throw nb::value_error("choose: this processor does not run that instruction set");
 }
 
+void use_team(uintptr_t address) { rcnn::team = reinterpret_cast<rcnn::Team>(address); }
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of rcnn: arrays are written in place.";
   m.def("instruction_sets", &instruction_sets, "Names of the instruction sets this processor runs, widest first.");
   m.def("choose", &choose, "Use another instruction set than the widest, for tests.");
+  m.def("use_team", &use_team, "Run on the threads of the GOMP_parallel at this address; 0: on threads of its own.");
   m.def("nms", &nms, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
   m.def("sgd", &sgd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def("all_finite", &all_finite, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
+  m.def("max_pool", &max_pool, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg());
+  m.def("max_pool_backward", &max_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def("roi_align", &roi_align, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg());
   m.def("roi_align_backward", &roi_align_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),

@@ -10,13 +10,25 @@ namespace rcnn {
   namespace isa {                                                                          \
   extern const RoiKernels<float> roi_float;                                                \
   extern const RoiKernels<bfloat16> roi_bfloat16;                                          \
+  extern const RoiPoolKernels<float> roi_pool_float;                                       \
+  extern const RoiPoolKernels<bfloat16> roi_pool_bfloat16;                                 \
+  extern const MaxPoolKernels<float> max_pool_float;                                       \
+  extern const MaxPoolKernels<bfloat16> max_pool_bfloat16;                                 \
   extern int64_t (*const nms_kernel)(SortedBoxes, float, float, int64_t, int32_t*, void*); \
   extern const UpdateKernels update_kernels;                                               \
   extern const WinogradKernel winograd_kernel;                                             \
   }                                                                                        \
   static Kernels isa##_kernels() {                                                         \
-    return {#isa,                isa::roi_float,      isa::roi_bfloat16,                   \
-            isa::nms_kernel,     isa::update_kernels, isa::winograd_kernel};               \
+    return {#isa,                                                                          \
+            isa::roi_float,                                                                \
+            isa::roi_bfloat16,                                                             \
+            isa::roi_pool_float,                                                           \
+            isa::roi_pool_bfloat16,                                                        \
+            isa::max_pool_float,                                                           \
+            isa::max_pool_bfloat16,                                                        \
+            isa::nms_kernel,                                                               \
+            isa::update_kernels,                                                           \
+            isa::winograd_kernel};                                                         \
   }
 
 RCNN_DECLARE(baseline)

@@ -26,9 +26,9 @@ void roi_align(const RoiProblem&, const T* features, T* out);
 template <typename T>
 void roi_align_backward(const RoiProblem&, const T* grad_out, T* grad_features);
 template <typename T>
-void roi_pool(const RoiProblem&, const T* features, T* out, void* argmax, bool wide);
+void roi_pool(const RoiProblem&, const T* features, T* out, Argmax);
 template <typename T>
-void roi_pool_backward(const RoiProblem&, const T* grad_out, const void* argmax, bool wide, T* grad_features);
+void roi_pool_backward(const RoiProblem&, const T* grad_out, Argmax, T* grad_features);
 
 struct NmsProblem {
   int64_t images, boxes_per_image, most;

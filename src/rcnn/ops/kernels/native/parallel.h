@@ -1,4 +1,5 @@
-// Runs independent pieces of work on a few threads. No pool: data-loading processes may fork at any time.
+// Runs independent pieces of work on a few threads. A forked process, which has none of its parent's, may ask for one
+// thread only, as of PyTorch's own operators.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -8,6 +9,13 @@
 
 namespace rcnn {
 
+// libgomp's GOMP_parallel(function, data, threads, flags): calls function(data) on a team of threads and waits.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// PyTorch's team, if it was lent (bindings.cpp): its threads are awake and on cores of their own, where new ones start
+// milliseconds late, or share a core with one of PyTorch's that waits for more work. Null: new threads every time.
+inline std::atomic<Team> team{nullptr};
+
 // Calls work(piece) for every piece in [0, pieces), in no particular order, on at most `threads` threads.
 template <typename Work>
 void parallel(int64_t pieces, int threads, const Work& work) {
@@ -15,8 +23,14 @@ void parallel(int64_t pieces, int threads, const Work& work) {
   auto drain = [&] {
     for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) work(piece);
   };
+  const int64_t wanted = std::min<int64_t>(threads, pieces);
+  if (wanted <= 1) return drain();
+  if (const Team run = team) {
+    run([](void* data) { (*static_cast<decltype(drain)*>(data))(); }, &drain, unsigned(wanted), 0);
+    return;
+  }
   std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min<int64_t>(threads, pieces); ++i) others.emplace_back(drain);
+  for (int64_t i = 1; i < wanted; ++i) others.emplace_back(drain);
   drain();
   for (auto& thread : others) thread.join();
 }

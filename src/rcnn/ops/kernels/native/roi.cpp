@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "drivers.h"
@@ -179,8 +180,19 @@ const RoiKernels<bfloat16>& roi_kernels() {
   return kernels().roi_bfloat16;
 }
 
+template <typename T>
+const RoiPoolKernels<T>& roi_pool_kernels();
+template <>
+const RoiPoolKernels<float>& roi_pool_kernels() {
+  return kernels().roi_pool_float;
+}
+template <>
+const RoiPoolKernels<bfloat16>& roi_pool_kernels() {
+  return kernels().roi_pool_bfloat16;
+}
+
 constexpr int64_t NARROW_BLOCK = 64;  // channels whose sums stay in the cache; also one pass of the kernel's registers
-constexpr int64_t WIDE_BLOCK = 128;   // scattered sums: the next one must not wait for the last of the same channel
+constexpr int64_t WIDE_BLOCK = 128;   // the same where a pass reads one bin at a time, and so longer lines are better
 
 // Calls work(image, block) for every block of channels of every image: a sum belongs to one thread, whose order of
 // RoIs is fixed, so the result does not depend on the number of threads.
@@ -213,6 +225,66 @@ void pool_spans(const RoiProblem& p, int64_t roi, int coordinate, int64_t cells,
   }
 }
 
+// The bins of every RoI.
+class PoolBins {
+ public:
+  explicit PoolBins(const RoiProblem& p) : size(p.size), spans(p.images * p.rois_per_image * 2 * p.size) {
+    for (int64_t roi = 0; roi < p.images * p.rois_per_image; ++roi) {
+      pool_spans(p, roi, 1, p.shape.height, &spans[roi * 2 * size]);
+      pool_spans(p, roi, 0, p.shape.width, &spans[roi * 2 * size + size]);
+    }
+  }
+  RoiBins of(int64_t roi) const { return {&spans[roi * 2 * size], &spans[roi * 2 * size + size], size}; }
+
+ private:
+  int size;
+  std::vector<Span> spans;
+};
+
+Argmax offset(Argmax argmax, int64_t elements) {
+  if (!argmax.cells) return argmax;
+  return {static_cast<char*>(argmax.cells) + elements * (argmax.wide ? 4 : 2), argmax.wide};
+}
+
+constexpr int64_t ROIS_A_GROUP = 32;
+constexpr int64_t CACHE = 1 << 20;  // bytes of a map that a core keeps at hand
+constexpr int64_t FEW_ROIS = 8;     // are pooled before a map is put in order
+
+// Channels of a map that stay in a core's cache while RoIs are pooled from it.
+int64_t block_of_map(const RoiProblem& p, int64_t bytes) {
+  const int64_t channels = std::max(p.shape.channels, int64_t(1));
+  if (p.rois_per_image < FEW_ROIS) return channels;
+  const int64_t fitting = CACHE / std::max(p.shape.height * p.shape.width * bytes, int64_t(1));
+  return std::min(channels, std::max(fitting / NARROW_BLOCK, int64_t(1)) * NARROW_BLOCK);
+}
+
+// Every image's map, each block of channels by itself: cells of a slice of all channels would lie so regularly that
+// they would share a few lines of the cache.
+template <typename T>
+class Blocks {
+ public:
+  Blocks(const RoiProblem& p, const T* features, int64_t width) : cells(p.shape.height * p.shape.width) {
+    channels = p.shape.channels;
+    maps = features;
+    if (width >= channels) return;
+    packed.reset(new T[p.images * cells * channels]);
+    maps = packed.get();
+    const int64_t blocks = (channels + width - 1) / width;
+    parallel(p.images * blocks, worthwhile_threads(p), [&](int64_t piece) {
+      const int64_t image = piece / blocks, first = piece % blocks * width, here = std::min(width, channels - first);
+      const T* from = features + image * cells * channels + first;
+      T* to = packed.get() + image * cells * channels + first * cells;
+      for (int64_t cell = 0; cell < cells; ++cell) std::memcpy(to + cell * here, from + cell * channels, here * sizeof(T));
+    });
+  }
+  const T* at(int64_t image, int64_t first) const { return maps + (image * channels + first) * cells; }
+
+ private:
+  int64_t cells, channels;
+  const T* maps;
+  std::unique_ptr<T[]> packed;
+};
+
 }  // namespace
 
 template <typename T>
@@ -243,36 +315,42 @@ void roi_align_backward(const RoiProblem& p, const T* grad_out, T* grad_features
 }
 
 template <typename T>
-void roi_pool(const RoiProblem& p, const T* features, T* out, void* argmax, bool wide) {
-  const int64_t image_length = p.shape.height * p.shape.width * p.shape.channels;
-  const int64_t roi_length = int64_t(p.size) * p.size * p.shape.channels;
-  const int64_t index_bytes = wide ? 4 : 2;
-  each_roi(p, [&](int64_t first, int64_t last) {
-    std::vector<Span> rows(p.size), columns(p.size);
-    for (int64_t roi = first; roi < last; ++roi) {
-      pool_spans(p, roi, 1, p.shape.height, rows.data());
-      pool_spans(p, roi, 0, p.shape.width, columns.data());
-      void* where = argmax ? static_cast<char*>(argmax) + roi * roi_length * index_bytes : nullptr;
-      roi_kernels<T>().pool_forward(features + roi / p.rois_per_image * image_length, p.shape, p.size, rows.data(),
-                                    columns.data(), out + roi * roi_length, where, wide);
+void roi_pool(const RoiProblem& p, const T* features, T* out, Argmax argmax) {
+  const int64_t channels = p.shape.channels, cells = p.shape.height * p.shape.width;
+  const int64_t width = block_of_map(p, sizeof(T)), blocks = (channels + width - 1) / width;
+  const int64_t groups = (p.rois_per_image + ROIS_A_GROUP - 1) / ROIS_A_GROUP;
+  const PoolBins bins(p);
+  const Blocks<T> maps(p, features, width);
+  parallel(p.images * blocks * groups, worthwhile_threads(p), [&](int64_t piece) {
+    const int64_t image = piece / groups / blocks, first = piece / groups % blocks * width;
+    const FeatureShape shape{p.shape.height, p.shape.width, std::min(width, channels - first)};
+    const int64_t begin = piece % groups * ROIS_A_GROUP, end = std::min(p.rois_per_image, begin + ROIS_A_GROUP);
+    for (int64_t roi = image * p.rois_per_image + begin; roi < image * p.rois_per_image + end; ++roi) {
+      const int64_t at = roi * p.size * p.size * channels + first;
+      roi_pool_kernels<T>().forward(maps.at(image, first), shape, bins.of(roi), channels, out + at,
+                                    offset(argmax, at));
     }
   });
 }
 
 template <typename T>
-void roi_pool_backward(const RoiProblem& p, const T* grad_out, const void* argmax, bool wide, T* grad_features) {
-  const int64_t bins = p.rois_per_image * p.size * p.size, length = bins * p.shape.channels;
+void roi_pool_backward(const RoiProblem& p, const T* grad_out, Argmax argmax, T* grad_features) {
+  const PoolBins bins(p);
   each_channel_block(p, WIDE_BLOCK, grad_features, [&](int64_t image, ChannelBlock block) {
-    const void* where = static_cast<const char*>(argmax) + image * length * (wide ? 4 : 2);
-    roi_kernels<T>().pool_backward(grad_out + image * length, where, wide, p.shape.channels, bins, block);
+    const FeatureShape shape{p.shape.height, p.shape.width, block.width};
+    for (int64_t roi = image * p.rois_per_image; roi < (image + 1) * p.rois_per_image; ++roi) {
+      const int64_t at = roi * p.size * p.size * p.shape.channels + block.first;
+      roi_pool_kernels<T>().backward(grad_out + at, offset(argmax, at), shape, bins.of(roi), p.shape.channels,
+                                     block.sum);
+    }
   });
 }
 
 #define RCNN_INSTANTIATE(T)                                                              \
   template void roi_align<T>(const RoiProblem&, const T*, T*);                           \
   template void roi_align_backward<T>(const RoiProblem&, const T*, T*);                  \
-  template void roi_pool<T>(const RoiProblem&, const T*, T*, void*, bool);               \
-  template void roi_pool_backward<T>(const RoiProblem&, const T*, const void*, bool, T*);
+  template void roi_pool<T>(const RoiProblem&, const T*, T*, Argmax);                    \
+  template void roi_pool_backward<T>(const RoiProblem&, const T*, Argmax, T*);
 RCNN_INSTANTIATE(float)
 RCNN_INSTANTIATE(bfloat16)
 

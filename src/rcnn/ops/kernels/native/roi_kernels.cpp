@@ -1,6 +1,4 @@
-// RoIAlign and RoIPool on channels-last features; compiled once per instruction set (RCNN_ISA names the table).
-#include <cfloat>
-
+// RoIAlign on channels-last features; compiled once per instruction set (RCNN_ISA names the table).
 #include "vec.h"
 
 namespace {
@@ -116,95 +114,6 @@ void align_backward(const T* grad_out, FeatureShape shape, int size, AxisGradien
   }
 }
 
-inline void store_index(int32_t* p, IntVec v) { std::memcpy(p, &v, sizeof v); }
-
-inline void store_index(int16_t* p, IntVec v) {
-  ShortVec narrow = __builtin_convertvector(v, ShortVec);
-  std::memcpy(p, &narrow, sizeof narrow);
-}
-
-// The largest value of a bin and the first cell that holds it; an empty bin gives 0 and cell -1.
-template <typename T, typename Index>
-inline void pool_bin(const T* image, FeatureShape shape, Span rows, Span columns, T* out, Index* argmax) {
-  const bool empty = rows.hi <= rows.lo || columns.hi <= columns.lo;
-  Vec best = splat(empty ? 0.f : -FLT_MAX);
-  IntVec where = IntVec{} - 1;
-  for (int y = rows.lo; y < rows.hi; ++y)
-    for (int x = columns.lo; x < columns.hi; ++x) {
-      const int32_t cell = int32_t(y * shape.width + x);
-      Vec value = load(image + cell * shape.channels);
-      IntVec larger = value > best;
-      best = larger ? value : best;
-      if (argmax) where = larger ? IntVec{} + cell : where;
-    }
-  store(out, best);
-  if (argmax) store_index(argmax, where);
-}
-
-template <typename T, typename Index>
-inline void pool_one(const T* image, FeatureShape shape, Span rows, Span columns, T* out, Index* argmax) {
-  const bool empty = rows.hi <= rows.lo || columns.hi <= columns.lo;
-  float best = empty ? 0.f : -FLT_MAX;
-  int32_t where = -1;
-  for (int y = rows.lo; y < rows.hi; ++y)
-    for (int x = columns.lo; x < columns.hi; ++x) {
-      const int32_t cell = int32_t(y * shape.width + x);
-      float value = load_one(image + cell * shape.channels);
-      if (value > best) {
-        best = value;
-        where = cell;
-      }
-    }
-  store_one(out, best);
-  if (argmax) *argmax = Index(where);
-}
-
-template <typename T, typename Index>
-void pool_forward_as(const T* image, FeatureShape shape, int size, const Span* rows, const Span* columns, T* out,
-                     Index* argmax) {
-  for (int bin = 0; bin < size * size; ++bin) {
-    const Span row = rows[bin / size], column = columns[bin % size];
-    const int64_t at = bin * shape.channels;
-    int64_t c = 0;
-    for (; c + LANES <= shape.channels; c += LANES)
-      pool_bin(image + c, shape, row, column, out + at + c, argmax ? argmax + at + c : argmax);
-    for (; c < shape.channels; ++c)
-      pool_one(image + c, shape, row, column, out + at + c, argmax ? argmax + at + c : argmax);
-  }
-}
-
-template <typename T>
-void pool_forward(const T* image, FeatureShape shape, int size, const Span* rows, const Span* columns, T* out,
-                  void* argmax, bool wide) {
-  if (wide)
-    pool_forward_as(image, shape, size, rows, columns, out, (int32_t*)argmax);
-  else
-    pool_forward_as(image, shape, size, rows, columns, out, (int16_t*)argmax);
-}
-
-constexpr int AHEAD = 8;  // bins
-
-template <typename T, typename Index>
-void pool_backward_as(const T* grad_out, const Index* argmax, int64_t channels, int64_t bins, ChannelBlock block) {
-  for (int64_t bin = 0; bin < bins; ++bin) {
-    const T* grad = grad_out + bin * channels + block.first;
-    const Index* cell = argmax + bin * channels + block.first;
-    prefetch(grad + AHEAD * channels, block.width);
-    prefetch(cell + AHEAD * channels, block.width);
-    for (int64_t c = 0; c < block.width; ++c)
-      if (cell[c] >= 0) block.sum[cell[c] * block.width + c] += load_one(grad + c);
-  }
-}
-
-template <typename T>
-void pool_backward(const T* grad_out, const void* argmax, bool wide, int64_t channels, int64_t bins,
-                   ChannelBlock block) {
-  if (wide)
-    pool_backward_as(grad_out, (const int32_t*)argmax, channels, bins, block);
-  else
-    pool_backward_as(grad_out, (const int16_t*)argmax, channels, bins, block);
-}
-
 template <typename T>
 void store_block(ChannelBlock block, int64_t channels, int64_t cells, T* grad_features) {
   for (int64_t cell = 0; cell < cells; ++cell) {
@@ -218,7 +127,7 @@ void store_block(ChannelBlock block, int64_t channels, int64_t cells, T* grad_fe
 
 template <typename T>
 constexpr RoiKernels<T> table() {
-  return {align_forward<T>, align_backward<T>, pool_forward<T>, pool_backward<T>, store_block<T>};
+  return {align_forward<T>, align_backward<T>, store_block<T>};
 }
 
 }  // namespace

@@ -39,6 +39,32 @@ struct ChannelBlock {
   int64_t first, width;
 };
 
+// The bins of one RoI; `size` spans of each axis.
+struct RoiBins {
+  const Span* rows;
+  const Span* columns;
+  int size;
+};
+
+// Positions (row * width + column, -1 for none) as int16, or int32 if wide; null: not wanted.
+struct Argmax {
+  void* cells;
+  bool wide;
+};
+
+// Square windows over a map, and how many of them there are.
+struct MaxPool {
+  int window, stride, padding;
+  int64_t rows, columns;
+};
+
+// On one image: a row of results, with each one's place in its window unless `where` is null; a row of the gradient.
+template <typename T>
+struct MaxPoolKernels {
+  void (*forward)(const T* image, FeatureShape, MaxPool, int64_t y, T* out, uint8_t* where);
+  void (*backward)(const T* grad, const uint8_t* where, FeatureShape, MaxPool, int64_t y, T* grad_row);
+};
+
 struct SortedBoxes {
   const float* boxes;  // (count, 4) best first
   int64_t count;
@@ -50,10 +76,15 @@ struct RoiKernels {
   void (*align_forward)(const T* image, FeatureShape, int size, Taps rows, Taps columns, T* out);
   void (*align_backward)(const T* grad_out, FeatureShape, int size, AxisGradient rows, AxisGradient columns,
                          ChannelBlock, float* scratch);
-  void (*pool_forward)(const T* image, FeatureShape, int size, const Span* rows, const Span* columns, T* out,
-                       void* argmax, bool wide);
-  void (*pool_backward)(const T* grad_out, const void* argmax, bool wide, int64_t channels, int64_t bins, ChannelBlock);
   void (*store_block)(ChannelBlock, int64_t channels, int64_t cells, T* grad_features);
+};
+
+// On a block of channels, of which `map` and `sum` have no others (shape.channels); out, grad and argmax point at the
+// block's first channel in one RoI's bins of `channels`.
+template <typename T>
+struct RoiPoolKernels {
+  void (*forward)(const T* map, FeatureShape, RoiBins, int64_t channels, T* out, Argmax);
+  void (*backward)(const T* grad, Argmax, FeatureShape, RoiBins, int64_t channels, float* sum);
 };
 
 // What SGD does to a weight: clip 0 leaves gradients as they are.
@@ -100,6 +131,10 @@ struct Kernels {
   const char* name;
   RoiKernels<float> roi_float;
   RoiKernels<bfloat16> roi_bfloat16;
+  RoiPoolKernels<float> roi_pool_float;
+  RoiPoolKernels<bfloat16> roi_pool_bfloat16;
+  MaxPoolKernels<float> max_pool_float;
+  MaxPoolKernels<bfloat16> max_pool_bfloat16;
   // Returns how many boxes were kept; `kept` receives their positions. `arena` is memory of nms_arena_bytes(count).
   int64_t (*nms)(SortedBoxes, float threshold, float offset, int64_t most, int32_t* kept, void* arena);
   UpdateKernels update;
