@@ -49,7 +49,7 @@ def load_mxnet(threads: int) -> Any:
         return import_module("mxnet")
     except (ImportError, AttributeError, OSError) as error:  # AttributeError: with a numpy that is too new for it
         raise ValueError(
-            f"--peer-python {sys.executable}: no mxnet works there ({error}); in a venv of Python 3.8 to 3.11, "
+            f"--peer-python {sys.executable}: no mxnet works there ({error}); in a venv of Python 3.10 or 3.11, "
             "pip install mxnet==1.9.1 numpy==1.23.5"
         ) from error
 

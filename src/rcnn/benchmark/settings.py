@@ -150,6 +150,6 @@ def _interpreter(python: str) -> str:
     if not which(python):
         raise ValueError(
             f"--peer-python {python!r}: no such program; --against mxnet needs the Python of a venv with mxnet==1.9.1 "
-            "and numpy==1.23.5 (Python 3.11 or older), or leave --against out"
+            "and numpy==1.23.5 (Python 3.10 or 3.11), or leave --against out"
         )
     return python
