@@ -50,7 +50,9 @@ class Library:
 
 @pytest.fixture(autouse=True)
 def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No MALLOC_ variable is set."""
+    """No MALLOC_ variable is set; what a test sets is gone after it."""
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
 
@@ -89,6 +91,7 @@ def test_each_setting_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_freed_memory()
     assert sorted(option for option, _ in library.calls) == [-4, -2, -1]
     assert all(0 <= value < 2**31 for _, value in library.calls)  # they are C ints
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 @pytest.mark.parametrize("case", ["macOS", "musl", "the user's own settings"])
@@ -99,4 +102,4 @@ def test_elsewhere_it_does_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -
     if case == "the user's own settings":
         monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     keep_freed_memory()
-    assert library.calls == []
+    assert library.calls == [] and "THP_MEM_ALLOC_ENABLE" not in os.environ

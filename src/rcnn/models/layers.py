@@ -275,7 +275,7 @@ def _sizes(conv: nn.Conv2d) -> Any:
 
 
 def _seen(x: Float[Tensor, "B E H W"], kernel_size: Any, sizes: Any) -> tuple[Float[Tensor, "B E h w"], Any]:
-    """What a convolution sees, and its sizes there: one of 1 x 1 with a stride sees few places; a CPU likes them alone."""
+    """What a convolution sees and its sizes there: one of 1 x 1 with a stride sees few places, faster by themselves."""
     (rows, columns), padding, *others = sizes
     if kernel_size != (1, 1) or (rows, columns) == (1, 1) or padding != (0, 0) or x.device.type != "cpu":
         return x, sizes
