@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,3 +273,14 @@ def test_metrics_without_a_value_are_null(tmp_path):
 def test_first_few_tells_how_many_there_are():
     assert first_few(range(3)) == "0, 1, 2"
     assert first_few("abcd", limit=2) == "a, b, ... 4 in all"
+
+
+def test_json_that_is_nested_too_deeply_or_holds_endless_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"detections\.json: not valid JSON"):
+        read_detections(path, offset=1.0)
+    row = f'{{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, {10**400}], "score": 0.5}}'
+    path.write_text(f'{{"classes": ["a"], "images": [], "detections": [{row}]}}')
+    with pytest.raises(ValueError, match=r"detections\[0\]: bbox .* is not \[x, y, width, height\]"):
+        read_detections(path, offset=1.0)

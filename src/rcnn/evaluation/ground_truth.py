@@ -122,7 +122,7 @@ def _load_annotations(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; expected COCO annotations")
     try:
         document = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}; get the annotation file again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):

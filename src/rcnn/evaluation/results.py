@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -232,7 +233,7 @@ def _load_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: no such file; write it with 'rcnn test'")
     try:
         return json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}; write it again with 'rcnn test'") from error
 
 
@@ -304,7 +305,8 @@ def _read_row(
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (float, int) and math.isfinite(value)  # as JSON has them; True is an int by isinstance
+    """As JSON has them; True is an int by isinstance, and an int may be larger than any float."""
+    return type(value) in (float, int) and abs(value) <= sys.float_info.max
 
 
 def _known_image(where: str, image_id: str | int, known: dict[str, str | int] | None) -> str | int:
