@@ -173,3 +173,11 @@ def test_real_folders(shared: Path) -> None:
     assert_is_dataset(table, offset=1.0)
     assert len(table) == 364 and table.report.counts == {NO_AREA: 2}
     assert np.bincount(np.concatenate([r.labels for r in table])).tolist() == [0, 361, 4153, 372]
+
+
+def test_an_annotation_of_megabytes_is_refused(voc_folder) -> None:
+    voc_folder.add("a", ("dog", 1, 2, 11, 22))
+    elements = "<a/>" * (1 << 22)  # a few hundred megabytes in memory
+    (voc_folder.root / "Annotations" / "a.xml").write_text(f"<annotation>{elements}</annotation>")
+    with pytest.raises(ValueError, match=r"a\.xml: .*longer than 16777216 bytes"):
+        load_voc(voc_folder.root, "trainval", offset=1.0)

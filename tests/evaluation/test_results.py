@@ -284,3 +284,33 @@ def test_json_that_is_nested_too_deeply_or_holds_endless_numbers(tmp_path: Path)
     path.write_text(f'{{"classes": ["a"], "images": [], "detections": [{row}]}}')
     with pytest.raises(ValueError, match=r"detections\[0\]: bbox .* is not \[x, y, width, height\]"):
         read_detections(path, offset=1.0)
+
+
+@pytest.mark.parametrize("images", [0.5, [{}], [{"id": []}], [None]])
+def test_images_that_are_no_ids(tmp_path: Path, images: object) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps({"classes": ["a"], "images": images, "detections": []}))
+    with pytest.raises(ValueError, match=r"detections\.json: 'images' must be a list of ids"):
+        read_detections(path, offset=1.0)
+    row = {"image_id": [1], "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.5}
+    path.write_text(json.dumps({"classes": ["a"], "images": [], "detections": [row]}))
+    with pytest.raises(ValueError, match=r"detections\[0\]: image_id \[1\] is no text or whole number"):
+        read_detections(path, offset=1.0)
+
+
+def test_a_comp4_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "comp4_det_test_a.txt").write_bytes(b"1 0.5\xff")
+    with pytest.raises(ValueError, match=r"comp4_det_test_a\.txt: is not UTF-8 text \(byte 5\)"):
+        read_comp4(tmp_path, ["a"], offset=1.0)
+
+
+def test_results_are_not_written_through_links_that_lie_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("comp4_det_test_a.txt", "comp4_det_test_a.txt.part", "metrics.json", "metrics.json.part"):
+        (out / name).symlink_to(tmp_path / "precious")
+    write_comp4(out, "test", ["a"], [], offset=1.0)
+    write_metrics(out / "metrics.json", {"mAP": 0.5})
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not any(path.is_symlink() for path in out.iterdir())
