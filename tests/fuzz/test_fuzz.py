@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.fuzz.targets import TARGETS
 
 CASES = 200
+NEVER_REFUSES = {"cache of sizes"}  # a damaged one is as good as none
 
 
 def test_every_reader_reads_or_refuses_a_few_hundred_hostile_files(checkout: Path) -> None:
@@ -22,5 +23,5 @@ def test_every_reader_reads_or_refuses_a_few_hundred_hostile_files(checkout: Pat
     assert [row[0] for row in rows] == [target.name for target in TARGETS]
     for name, cases, read, refused, *_ in rows:
         assert int(cases) == CASES, name
-        assert int(refused) > CASES // 20, f"{name}: the cases hurt nothing"
+        assert int(refused) > CASES // 20 or name in NEVER_REFUSES, f"{name}: the cases hurt nothing"
         assert int(read) > 0, f"{name}: no case gets through"

@@ -138,7 +138,7 @@ def _pixels(model: Any) -> PixelRange | None:
     try:
         mean, std = ([float(value) for value in model[key]] for key in ("pixel_mean", "pixel_std"))
         return PixelRange((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         return None
 
 

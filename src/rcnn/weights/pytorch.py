@@ -125,8 +125,9 @@ def _split(loaded: Any) -> Checkpoint:
     wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
     state, beside = loaded, {}
     if wrapper is not None:
-        state, beside = loaded[wrapper], {str(key): value for key, value in loaded.items() if key != wrapper}
-    tensors = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+        state, beside = loaded[wrapper], {key: loaded[key] for key in loaded if isinstance(key, str) and key != wrapper}
+    # Other keys than texts are none of ours, and a few bytes of nested tuples can be endless as text.
+    tensors = {name: x.detach() for name, x in state.items() if isinstance(name, str) and isinstance(x, Tensor)}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return Checkpoint(tensors, beside)
