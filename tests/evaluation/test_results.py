@@ -314,3 +314,11 @@ def test_results_are_not_written_through_links_that_lie_in_the_folder(tmp_path: 
     write_metrics(out / "metrics.json", {"mAP": 0.5})
     assert (tmp_path / "precious").read_text() == "mine"
     assert not any(path.is_symlink() for path in out.iterdir())
+
+
+@pytest.mark.parametrize("ids", [[3, 3], [3, 3, 5], [3], {"3": 1}, ["3", "5"]])
+def test_category_ids_that_are_not_one_for_each_class(tmp_path: Path, ids: object) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps({"classes": ["a", "b"], "category_ids": ids, "images": [], "detections": []}))
+    with pytest.raises(ValueError, match=r"detections\.json: 'category_ids' must be a different number for each"):
+        read_detections(path, offset=1.0)
