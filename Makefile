@@ -2,6 +2,7 @@
 # make test         every check and every test
 # make check        every check and the quick tests
 # make bench        time this machine; writes benchmarks/DATE-MACHINE-*.json
+# make fuzz         10000 hostile files for every reader of foreign bytes, and the table of docs/security.md (half an hour)
 # make gpu          on a machine with CUDA: its tests, and times of its kernels and networks into benchmarks/ (8 minutes)
 # Each sets up .venv first, from Python 3.11+ and a C++ compiler; PYTHON=... chooses another Python.
 
@@ -14,7 +15,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 GPU_BENCH := .venv/bin/rcnn bench --device cuda
 SETUP := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/rcnn/ops/kernels/native/*.cpp src/rcnn/ops/kernels/native/*.h)
 
-.PHONY: quickstart test check static bench gpu clean
+.PHONY: quickstart test check static fuzz bench gpu clean
 
 quickstart: .venv/installed
 	.venv/bin/rcnn quickstart
@@ -30,6 +31,9 @@ static: .venv/installed-dev
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 	.venv/bin/lint-imports
+
+fuzz: .venv/installed-dev
+	.venv/bin/python -m tests.fuzz --cases 10000 --keep build/fuzz
 
 bench: .venv/installed
 	mkdir -p benchmarks

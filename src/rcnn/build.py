@@ -348,8 +348,9 @@ def read_model_header(path: Path) -> tuple[Recipe, tuple[str, ...]]:
             f"{path}: weights without a recipe (format {header.get('format')!r}, expected {FORMAT!r}); "
             f"use it to start a training: --model.pretrained {path}"
         )
-    recipe = recipe_from_dict(json.loads(header["recipe"]), where=f"{path}, recipe in the header")
-    return recipe, tuple(json.loads(header["classes"]))
+    values = safetensors.header_value(path, header, "recipe", dict)
+    classes = safetensors.header_value(path, header, "classes", list)
+    return recipe_from_dict(values, where=f"{path}, recipe in the header"), tuple(map(str, classes))
 
 
 def load_model(path: Path, recipe: Recipe, num_classes: int) -> FasterRCNN:

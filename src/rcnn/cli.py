@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from rcnn.terminal import printable
+
 VERBS = {
     "train": "train a detector: rcnn train RECIPE --data.root DIR",
     "test": "detect on a set and print the metrics: rcnn test MODEL --data.root DIR",
@@ -46,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output has gone; so would the message at exit
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"rcnn: {error}", file=sys.stderr)
+        print(f"rcnn: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
 def _fault(message: str) -> int:
-    print(f"rcnn: {message}", file=sys.stderr)
+    print(f"rcnn: {printable(message)}", file=sys.stderr)
     return 2
 
 

@@ -247,7 +247,7 @@ def recipe_from_dict(values: Any, *, where: str) -> Recipe:
     _refuse_unknown_keys(values, Recipe(), path="", where=where)
     try:
         return msgspec.convert(values, Recipe)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ValueError) as error:  # ValueError: half a character in a text
         raise ValueError(f"{where}: {error}") from error
 
 

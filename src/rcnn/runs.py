@@ -21,6 +21,7 @@ from rcnn.data.records import RecordTable
 from rcnn.evaluation.plots import plot_training
 from rcnn.inference.collect import collect_proposals
 from rcnn.models.faster_rcnn import FasterRCNN
+from rcnn.terminal import printable
 from rcnn.training.box_units import measure_box_units
 from rcnn.training.distributed import Share, own_share
 from rcnn.training.log import Log
@@ -168,7 +169,7 @@ def _train_phase(recipe: Recipe, dataset: RecordTable, run: Path, device: torch.
         use_class_units(recipe, model, dataset, proposals)
     loader = build.build_train_loader(recipe, dataset, proposals)
     schedule = build.build_schedule(recipe.train, len(loader))
-    print(_summary(recipe, dataset, schedule.total, device), file=sys.stderr)
+    print(printable(_summary(recipe, dataset, schedule.total, device)), file=sys.stderr)
     log = Log(
         run / "metrics.jsonl",
         every=recipe.train.log_every,

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,27 @@ def test_real_sets(shared: Path) -> None:
     for table, offset in ((subset, 0.0), (official, 1.0)):
         assert_is_dataset(table, offset=offset)
         assert not table.report.total
+
+
+@pytest.mark.parametrize("size", [{"height": 1e308}, {"height": -5}, {"width": 0.5}])
+def test_sizes_that_no_picture_has_are_refused_where_they_are_believed(tmp_path: Path, size: dict) -> None:
+    image = {"id": 2**63, "file_name": "a.jpg", "height": 30, "width": 40}
+    document = {"images": [image | size], "categories": [{"id": 1, "name": "dog"}], "annotations": []}
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"s\.json: an image of .* pixels; correct its size"):
+        load_coco(tmp_path, "s", offset=0.0, pictures=False)
+    path.write_text(json.dumps(document | {"images": [image]}))  # an id that no integer of numpy holds
+    assert load_coco(tmp_path, "s", offset=0.0, pictures=False)[0].image_id == str(2**63)
+
+
+def test_a_size_that_is_not_said_is_that_of_the_set_s_own_picture(
+    tmp_path: Path, picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, height in (("set", 30), ("elsewhere", 50)):
+        (tmp_path / folder).mkdir()
+        picture(tmp_path / folder / "a.jpg", height, 40)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    document = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "set" / "s.json").write_text(json.dumps(document | {"annotations": []}))
+    assert load_coco(tmp_path / "set", "s", offset=0.0, pictures=False)[0].height == 30

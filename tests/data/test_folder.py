@@ -89,3 +89,16 @@ def test_other_csv_files_are_no_sets(own: Path) -> None:
     (own / "train.csv").write_text(HEADER)
     (own / "prices.csv").write_text("day,price\n")
     assert list_csv_sets(own) == ["train"]
+
+
+def test_a_quote_that_is_not_closed_is_an_error_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text('image,x1,y1,x2,y2,label\na.png,1,2,3,4,"' + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"s\.csv: line \d+: field larger than .*quote"):
+        load_folder(tmp_path, "s", offset=0.0)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "b/../../a.png", "C:\\a.png"])
+def test_paths_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "s.csv").write_text(f"{HEADER}{name},1,2,3,4,dog\n")
+    with pytest.raises(ValueError, match=r"s\.csv: line 2: image path .* leads out of the data set's folder"):
+        load_folder(tmp_path, "s", offset=0.0)

@@ -1,4 +1,5 @@
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -125,3 +126,14 @@ def test_many_sizes_keep_their_order(tmp_path: Path) -> None:
     sizes = read_sizes(map(str, paths))
     assert isinstance(sizes[300], ValueError) and "300.png" in str(sizes[300])
     assert [s for s in sizes if not isinstance(s, ValueError)] == [(i + 1, 3) for i in range(600) if i != 300]
+
+
+@pytest.mark.parametrize("sides", [(65_535, 65_535), (2**20, 2**20), (1, 2**31 - 1)])
+def test_a_png_of_a_few_bytes_cannot_fill_the_memory(tmp_path: Path, sides: tuple[int, int]) -> None:
+    content = bytearray(cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes())
+    content[16:24] = struct.pack(">II", *sides)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "bomb.png").write_bytes(content)
+    for read in (read_image, read_size):
+        with pytest.raises(ValueError, match=r"bomb\.png: claims \d+ x \d+ pixels"):
+            read(tmp_path / "bomb.png")

@@ -1,4 +1,5 @@
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,3 +83,15 @@ def test_small_sets_are_not_remembered(paths: list[str], tmp_path: Path, monkeyp
     monkeypatch.setenv("RCNN_CACHE", str(tmp_path / "cache"))
     cached_sizes(paths)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("header", ["((((", "{'descr': '|O', 'fortran_order': False, 'shape': (9,), }"])
+def test_a_damaged_cache_is_as_good_as_none(opened: list[str], paths: list[str], tmp_path: Path, header: str) -> None:
+    first = cached_sizes(paths)
+    (cache,) = (tmp_path / "cache").iterdir()
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    for content in (npy, b"no array"):
+        with zipfile.ZipFile(cache, "w") as archive:
+            archive.writestr("keys.npy", content)
+            archive.writestr("sizes.npy", content)
+        assert cached_sizes(paths) == first

@@ -173,3 +173,33 @@ def test_real_folders(shared: Path) -> None:
     assert_is_dataset(table, offset=1.0)
     assert len(table) == 364 and table.report.counts == {NO_AREA: 2}
     assert np.bincount(np.concatenate([r.labels for r in table])).tolist() == [0, 361, 4153, 372]
+
+
+def test_an_annotation_of_megabytes_is_refused(voc_folder) -> None:
+    voc_folder.add("a", ("dog", 1, 2, 11, 22))
+    elements = "<a/>" * (1 << 22)  # a few hundred megabytes in memory
+    (voc_folder.root / "Annotations" / "a.xml").write_text(f"<annotation>{elements}</annotation>")
+    with pytest.raises(ValueError, match=r"a\.xml: .*longer than 16777216 bytes"):
+        load_voc(voc_folder.root, "trainval", offset=1.0)
+
+
+@pytest.mark.parametrize(
+    "entity", ['<!ENTITY a SYSTEM "file://{secret}">', '<!ENTITY % a SYSTEM "file://{secret}"> %a;', '<!ENTITY a "bb">']
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_refused_in_any_encoding(voc_folder, tmp_path: Path, entity: str, encoding: str) -> None:
+    voc_folder.add("a", ("dog", 1, 2, 11, 22))
+    (tmp_path / "secret").write_text("secret")
+    declared = f"<!DOCTYPE annotation [{entity.format(secret=tmp_path / 'secret')}]>"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>{declared}<annotation><folder>&a;</folder></annotation>'
+    (voc_folder.root / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.xml: declares an XML entity, which is refused as unsafe"):
+        load_voc(voc_folder.root, "trainval", offset=1.0)
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "b/../../a", "C:\\a"])
+def test_names_in_a_list_that_lead_out_are_refused(voc_folder, name: str) -> None:
+    voc_folder.add("a", ("dog", 1, 2, 11, 22))
+    (voc_folder.root / "ImageSets" / "Main" / "odd.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(ValueError, match=r"odd\.txt: line 2: image path .* leads out of the data set's folder"):
+        load_voc(voc_folder.root, "odd", offset=1.0)

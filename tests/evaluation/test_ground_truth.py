@@ -115,3 +115,22 @@ def test_a_set_without_images_is_refused():
 
 def test_no_detections_is_empty_but_well_formed():
     assert no_detections(4).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": [7]},
+        {"categories": [{"id": 1}]},
+        {"annotations": [{"id": 1, "image_id": [], "category_id": 1}]},
+        {"annotations": ["a"]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, "4"]}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": []}]},
+    ],
+)
+def test_entries_of_the_wrong_kind_are_refused_by_name(tmp_path: Path, changes: dict) -> None:
+    document = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "dog"}], "annotations": []}
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(document | changes))
+    with pytest.raises(ValueError, match=r"odd\.json: "):
+        read_coco_ground_truth(path, ["dog"], offset=0.0)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,3 +273,52 @@ def test_metrics_without_a_value_are_null(tmp_path):
 def test_first_few_tells_how_many_there_are():
     assert first_few(range(3)) == "0, 1, 2"
     assert first_few("abcd", limit=2) == "a, b, ... 4 in all"
+
+
+def test_json_that_is_nested_too_deeply_or_holds_endless_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"detections\.json: not valid JSON"):
+        read_detections(path, offset=1.0)
+    row = f'{{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, {10**400}], "score": 0.5}}'
+    path.write_text(f'{{"classes": ["a"], "images": [], "detections": [{row}]}}')
+    with pytest.raises(ValueError, match=r"detections\[0\]: bbox .* is not \[x, y, width, height\]"):
+        read_detections(path, offset=1.0)
+
+
+@pytest.mark.parametrize("images", [0.5, [{}], [{"id": []}], [None]])
+def test_images_that_are_no_ids(tmp_path: Path, images: object) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps({"classes": ["a"], "images": images, "detections": []}))
+    with pytest.raises(ValueError, match=r"detections\.json: 'images' must be a list of ids"):
+        read_detections(path, offset=1.0)
+    row = {"image_id": [1], "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.5}
+    path.write_text(json.dumps({"classes": ["a"], "images": [], "detections": [row]}))
+    with pytest.raises(ValueError, match=r"detections\[0\]: image_id \[1\] is no text or whole number"):
+        read_detections(path, offset=1.0)
+
+
+def test_a_comp4_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "comp4_det_test_a.txt").write_bytes(b"1 0.5\xff")
+    with pytest.raises(ValueError, match=r"comp4_det_test_a\.txt: is not UTF-8 text \(byte 5\)"):
+        read_comp4(tmp_path, ["a"], offset=1.0)
+
+
+def test_results_are_not_written_through_links_that_lie_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("comp4_det_test_a.txt", "comp4_det_test_a.txt.part", "metrics.json", "metrics.json.part"):
+        (out / name).symlink_to(tmp_path / "precious")
+    write_comp4(out, "test", ["a"], [], offset=1.0)
+    write_metrics(out / "metrics.json", {"mAP": 0.5})
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+@pytest.mark.parametrize("ids", [[3, 3], [3, 3, 5], [3], {"3": 1}, ["3", "5"]])
+def test_category_ids_that_are_not_one_for_each_class(tmp_path: Path, ids: object) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps({"classes": ["a", "b"], "category_ids": ids, "images": [], "detections": []}))
+    with pytest.raises(ValueError, match=r"detections\.json: 'category_ids' must be a different number for each"):
+        read_detections(path, offset=1.0)

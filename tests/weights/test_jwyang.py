@@ -108,3 +108,17 @@ def test_a_resnet_is_refused(tmp_path: Path) -> None:
 def test_others_are_not_recognised() -> None:
     assert recognises(random_state(JWYANG, 1, 4, 0))
     assert not recognises(random_state(SIMPLE, 1, 4, 0))
+
+
+def test_a_file_of_megabytes_does_not_become_terabytes() -> None:
+    layers = {"RCNN_cls_score.bias": torch.ones(10**6), "RCNN_bbox_pred.weight": torch.ones(4, 10**5)}
+    with pytest.raises(ValueError, match="has 1000000 classes; at most 10000 are read"):
+        from_jwyang(layers, "torchvision")
+
+
+def test_a_pooling_mode_that_is_no_text_is_not_written_out() -> None:
+    mode: list = []
+    for _ in range(60):
+        mode = [mode, mode]  # as text it would fill any disk
+    with pytest.raises(ValueError, match="pooling_mode is a list, not a text"):
+        roi_op_of({"pooling_mode": mode})

@@ -182,3 +182,11 @@ def test_a_file_that_knows_its_input_is_not_told_another(tmp_path: Path) -> None
     torch.save(vgg16(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth \(torchvision's names\): its input is known without --pixels caffe"):
         read_weights(tmp_path / "a.pth", "vgg16", "caffe")
+
+
+@pytest.mark.parametrize("recipe", ["[" * 100_000, '{"model": 7}', f'{{"model": {{"pixel_mean": [{10**400}, 1, 1]}}}}'])
+def test_a_header_that_makes_no_sense_says_nothing_of_the_pixels(tmp_path: Path, recipe: str) -> None:
+    header = {"format": "rcnn-model-1", "classes": '["a"]', "recipe": recipe}
+    safetensors.save(tmp_path / "a.safetensors", {"w": torch.ones(1)}, header)
+    tensors, source = read_weights(tmp_path / "a.safetensors", "vgg16")
+    assert list(tensors) == ["w"] and source.pixels is None and source.classes == ("a",)

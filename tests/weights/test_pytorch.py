@@ -144,3 +144,19 @@ def test_a_compressed_archive_cannot_fill_the_memory(tmp_path: Path) -> None:
             packed.writestr(name, given_.read(name))
     with pytest.raises(ValueError, match=r"a\.pth: not a whole PyTorch file \(its parts are compressed"):
         read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bytearray_of_gigabytes_is_not_made(tmp_path: Path, zipped: bool) -> None:
+    path = write(tmp_path / "a.pth", {"w": torch.ones(2), "x": bytearray(1)}, zipped=zipped)
+    with pytest.raises(ValueError, match=r"a\.pth: not a whole PyTorch file \(it makes a bytearray"):
+        read(path)
+
+
+def test_keys_that_are_no_texts_are_passed_over(tmp_path: Path) -> None:
+    nested = ()
+    for _ in range(20):
+        nested = (nested, nested)  # two million characters as text, and every level more doubles them
+    values = {"model": {"w": torch.ones(1), nested: torch.ones(1)}, nested: 3, "epoch": 1}
+    found = read(write(tmp_path / "a.pth", values, zipped=True))
+    assert list(found.tensors) == ["w"] and found.beside == {"epoch": 1}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from rcnn.weights.safetensors import DTYPES, load, save
+from rcnn.weights.safetensors import DTYPES, header_value, load, save
 
 HEADER = {"format": "rcnn-1", "classes": '["cat", "dog é"]'}
 
@@ -115,3 +115,20 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         load(tmp_path / "absent")
     with pytest.raises(ValueError, match=str(tmp_path)):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "[" * 100_000, "{", "7", '{"a": 1}'])
+def test_a_value_of_the_header_is_of_its_kind_or_refused(tmp_path: Path, text: str | None) -> None:
+    header = {} if text is None else {"classes": text}
+    with pytest.raises(ValueError, match=r"a\.safetensors: .*'classes'.*; copy ") as caught:
+        header_value(tmp_path / "a.safetensors", header, "classes", list)
+    assert len(str(caught.value)) < 1000
+    assert header_value("a", {"classes": '["b"]'}, "classes", list) == ["b"]
+
+
+def test_the_message_on_a_damaged_header_is_short(tmp_path: Path) -> None:
+    head = b'{"a": {"dtype": "' + b"F" * 100_000 + b'", "shape": [], "data_offsets": [0, 0]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(ValueError, match=r"a\.safetensors: not a safetensors file") as caught:
+        load(tmp_path / "a.safetensors")
+    assert len(str(caught.value)) < 1000

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     from rcnn import build
     from rcnn.allocator import keep_freed_memory
     from rcnn.data.images import read_image
+    from rcnn.terminal import printable
 
     keep_freed_memory()
     paths = picture_paths(options.images)
@@ -51,12 +52,12 @@ def main(argv: list[str]) -> int:
         try:
             image = read_image(path)
         except ValueError as error:
-            print(f"rcnn: {error}", file=sys.stderr)
+            print(f"rcnn: {printable(str(error))}", file=sys.stderr)
             unread += 1
             continue
         result = detector(image)
         target = write_picture(out, path, image, result, detector.classes, show=options.show)
-        print(_json_line(path, result) if options.json else _lines(path, target, result), flush=True)
+        print(_json_line(path, result) if options.json else printable(_lines(path, target, result)), flush=True)
     if unread:
         raise ValueError(f"{unread} of {len(paths)} pictures could not be read (named above)")
     return 0

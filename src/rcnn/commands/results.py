@@ -13,6 +13,7 @@ from rcnn.evaluation.plots import plot_precision_recall
 from rcnn.evaluation.results import ImageDetections, ImageInfo, write_comp4, write_detections, write_metrics
 from rcnn.evaluation.table import format_table
 from rcnn.evaluation.voc import voc_curves, voc_metrics
+from rcnn.terminal import printable
 
 IOU = 0.5  # of the VOC metrics
 
@@ -41,7 +42,7 @@ def report(
         if any(curve.num_gt for curve in curves.values()):
             plot_precision_recall(curves, out / "precision_recall.png", title=f"{dataset.name}, {len(dataset)} images")
     write_metrics(out / "metrics.json", metrics)
-    print(format_table(metrics))
+    print(printable(format_table(metrics)))
     return metrics
 
 

@@ -147,7 +147,9 @@ class _Reader:
     def _add_image(self, image: Image) -> int:
         path, where = "", f"{self.path}: image {image.id}"
         try:
-            path = self._locate([inside(name, where=where) for name in self._file_names(image)])
+            names = [inside(name, where=where) for name in self._file_names(image)]
+            needed = self.draft.pictures or not (image.height and image.width)
+            path = self._locate(names) if needed else names[0]
         except ValueError as error:
             self.draft.faults.add("unusable image path", str(error))
         image_id = f"{self.prefix}{image.id}" if self.prefix else image.id
@@ -166,9 +168,7 @@ class _Reader:
         return [image.file_name, *names] if image.file_name else names
 
     def _locate(self, names: list[str]) -> str:
-        """The first existing file; where one was found, the next is looked for first. Any where none is needed."""
-        if not self.draft.pictures:
-            return names[0]
+        """The first existing file; where one was found, the next is looked for first."""
         for name in names:
             for position, folder in enumerate(self.folders):
                 path = f"{folder}/{name}"

@@ -19,6 +19,8 @@ NOT_CHOSEN = "object of a class that was not chosen, left out"
 BAD_IMAGE = "unusable image"
 UNKNOWN_CLASS = "unknown class"
 
+LONGEST_SIDE = 1 << 20  # px; OpenCV reads no longer one
+
 logger = logging.getLogger("rcnn.data")
 
 
@@ -214,8 +216,14 @@ def _measure_images(draft: Draft) -> Int[np.ndarray, "N 2"]:
 
 
 def _annotated_sizes(draft: Draft) -> list[tuple[int, int] | ValueError]:
-    pairs = zip(draft.sizes, draft.paths, strict=True)
-    return [(int(h), int(w)) if h and w else read_sizes([path])[0] for (h, w), path in pairs]
+    triples = zip(draft.sizes, draft.paths, draft.sources, strict=True)
+    return [_annotated_size(h, w, source) if h and w else read_sizes([path])[0] for (h, w), path, source in triples]
+
+
+def _annotated_size(height: float, width: float, source: str) -> tuple[int, int] | ValueError:
+    if 1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE:
+        return int(height), int(width)
+    return ValueError(f"{source}: an image of {width:g} x {height:g} pixels; correct its size, or leave the image out")
 
 
 def _if_turned(size: tuple[int, int], annotated: tuple[float, float]) -> str:

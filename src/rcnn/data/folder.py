@@ -65,6 +65,13 @@ def _rows(root: Path, part: str) -> list[tuple[int, dict[str, str]]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file for the set '{part}': {suggest(part, list_csv_sets(root))}")
     reader = csv.DictReader(read_text(path, what="csv file").splitlines(), restval="", skipinitialspace=True)
+    try:
+        return _checked_rows(path, reader)
+    except csv.Error as error:  # a quote that is not closed makes one field of the rest
+        raise ValueError(f"{path}: line {reader.line_num}: {error}; is a quote before it not closed?") from error
+
+
+def _checked_rows(path: Path, reader: "csv.DictReader[str]") -> list[tuple[int, dict[str, str]]]:
     header = [name.strip() for name in reader.fieldnames or []]
     missing = _missing_columns(header)
     if missing:

@@ -13,6 +13,7 @@ from rcnn.data.headers import JPEG_END, JPEG_START, PNG_END, Header, ends_early,
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEADER_BYTES = 16384  # enough but for a large EXIF thumbnail or colour profile before the size
+MOST_PIXELS = 1 << 28  # of a JPEG or PNG, of which a few bytes may claim 2^32; OpenCV bounds the other formats
 READERS = 8  # threads that wait for the disk together
 
 
@@ -37,6 +38,7 @@ def decode_image(data: bytes, *, name: str) -> UInt8[np.ndarray, "h w 3"]:
         ValueError: naming `name`.
     """
     _refuse_incomplete(data, name)
+    header = _sized(parse_header(data), name)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -47,7 +49,6 @@ def decode_image(data: bytes, *, name: str) -> UInt8[np.ndarray, "h w 3"]:
             f"{name}: is damaged, or no picture of a known format ({_first_bytes(data)}); save it again as JPEG or "
             f"PNG, or leave it out"
         )
-    header = parse_header(data)
     return upright(image, header.orientation) if header else image
 
 
@@ -59,7 +60,7 @@ def read_size(path: str | PathLike[str]) -> tuple[int, int]:
     """
     try:
         with open(path, "rb") as file:
-            header = _header_of_complete(file)
+            header = _sized(_header_of_complete(file), fspath(path))
             if header:
                 return header.size_seen
             file.seek(0)
@@ -67,7 +68,7 @@ def read_size(path: str | PathLike[str]) -> tuple[int, int]:
     except OSError as error:
         raise _unreadable(path, error) from error
     _refuse_incomplete(data, fspath(path))
-    header = parse_header(data)
+    header = _sized(parse_header(data), fspath(path))
     height, width = header.size_seen if header else decode_image(data, name=fspath(path)).shape[:2]
     return height, width
 
@@ -112,6 +113,16 @@ def _header_of_complete(file: BinaryIO) -> Header | None:
         return parse_header(start) if start.endswith(end) else None
     file.seek(-len(end), SEEK_END)
     return parse_header(start) if file.read() == end else None
+
+
+def _sized(header: Header | None, name: str) -> Header | None:
+    """The header, unless the picture would fill the memory."""
+    if header and header.height * header.width > MOST_PIXELS:
+        raise ValueError(
+            f"{name}: claims {header.width} x {header.height} pixels, more than {MOST_PIXELS} are not read; make it "
+            f"smaller, cut it into tiles, or leave it out"
+        )
+    return header
 
 
 def _refuse_incomplete(data: bytes, name: str) -> None:

@@ -207,7 +207,7 @@ def require_boxes(dataset: Dataset) -> None:
 
 
 def _pack_ids(image_ids: Sequence[str | int]) -> "PackedStrings | Int64[np.ndarray, 'N']":
-    if all(isinstance(i, int) for i in image_ids):
+    if all(isinstance(i, int) and -(1 << 63) <= i < 1 << 63 for i in image_ids):
         return np.array(image_ids, np.int64)
     return PackedStrings(str(i) for i in image_ids)
 

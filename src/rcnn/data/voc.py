@@ -22,6 +22,7 @@ VOC_CLASSES = (
 YEAR_FOLDER = re.compile(r"VOC(\d{4})")
 YEAR_SET = re.compile(r"(\d{4})_(.+)")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MOST_BYTES = 1 << 24  # of an annotation; in memory its elements take fifty times as many
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -151,7 +152,10 @@ def _parse(source: str) -> Any:
 
     try:
         with open(source, "rb") as file:
-            tree = ElementTree.fromstring(file.read())
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"longer than {MOST_BYTES} bytes, which no annotation of a picture is")
+        tree = ElementTree.fromstring(data)
     except OSError as error:
         raise ValueError(f"{source}: no such annotation ({error.strerror}); add it, or take it off the list") from error
     except defusedxml.DefusedXmlException as error:

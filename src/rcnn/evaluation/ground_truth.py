@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from rcnn.evaluation.entries import is_number
 from rcnn.evaluation.results import ImageDetections, check_detections, first_few
 
 
@@ -67,6 +68,17 @@ def read_coco_ground_truth(path: str | Path, classes: Sequence[str], *, offset: 
         ValueError: naming the file, the annotation and what is wrong with it.
     """
     document = _load_annotations(path)
+    try:
+        return _annotated_images(path, document, classes, offset)
+    except (TypeError, LookupError, OverflowError) as error:  # an entry that is no object, or lacks a field
+        raise ValueError(
+            f"{path}: an entry of images, annotations or categories is not as COCO has it ({error!r:.200}); correct it"
+        ) from error
+
+
+def _annotated_images(
+    path: str | Path, document: dict[str, Any], classes: Sequence[str], offset: float
+) -> list[AnnotatedImage]:
     label_of = _labels_by_category(path, document["categories"], classes)
     rows: dict[int, list[tuple[list[float], int, bool, float]]] = {image["id"]: [] for image in document["images"]}
     for annotation in document["annotations"]:
@@ -122,7 +134,7 @@ def _load_annotations(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; expected COCO annotations")
     try:
         document = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}; get the annotation file again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
@@ -146,10 +158,17 @@ def _read_object(
     path: str | Path, annotation: dict[str, Any], label_of: dict[int, int]
 ) -> tuple[list[float], int, bool, float]:
     box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and np.isfinite(box).all()):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         raise ValueError(f"{path}: annotation {annotation.get('id')}: bbox {box!r} is not [x, y, width, height]")
     crowd = bool(annotation.get("iscrowd", 0))
-    return box, label_of[annotation["category_id"]], crowd, float(annotation.get("area", box[2] * box[3]))
+    return box, label_of[annotation["category_id"]], crowd, _area(path, annotation, box[2] * box[3])
+
+
+def _area(path: str | Path, annotation: dict[str, Any], otherwise: float) -> float:
+    area = annotation.get("area", otherwise)
+    if not is_number(area):
+        raise ValueError(f"{path}: annotation {annotation.get('id')}: area {area!r} is not a number")
+    return float(area)
 
 
 def _annotated_image(

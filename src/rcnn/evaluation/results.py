@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rcnn.evaluation.collector import collector_paused
+from rcnn.evaluation.entries import are_ids, is_id, is_number
 
 logger = logging.getLogger("rcnn.evaluation")
 
@@ -130,7 +131,8 @@ def write_comp4(
     written = []
     for label, name in enumerate(classes, start=1):
         path = Path(folder) / f"{COMP4_PREFIX}{image_set}_{_file_name_part(name)}.txt"
-        path.write_text("".join(lines[label]), encoding="utf-8")
+        with _whole_file(path) as file:
+            file.writelines(lines[label])
         written.append(path)
     return written
 
@@ -156,7 +158,7 @@ def read_comp4(
     known = _by_name(image_ids) if image_ids is not None else None
     rows: list[_Row] = []
     for label, path in enumerate(_comp4_files(Path(folder), classes, image_set), start=1):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             if line.strip():
                 rows.append(_parse_comp4_line(path, number, line, label, offset, known))
     return _group(rows, known, offset)
@@ -200,7 +202,8 @@ def _whole_file(path: str | Path) -> Iterator[TextIO]:
     target = Path(path)
     draft = target.with_name(target.name + ".part")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        draft.unlink(missing_ok=True)
+        with draft.open("x", encoding="utf-8") as file:  # x: a link that lies there is not followed
             yield file
         os.replace(draft, target)
     finally:
@@ -232,7 +235,7 @@ def _load_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: no such file; write it with 'rcnn test'")
     try:
         return json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}; write it again with 'rcnn test'") from error
 
 
@@ -255,7 +258,7 @@ def _read_categories(path: str | Path, document: Any) -> dict[int, str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{path}: 'classes' must be a list of different names, not {names!r}")
     ids = document.get("category_ids", list(range(1, len(names) + 1)))
-    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids) or not len(set(ids)) == len(names):
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids) or not len(set(ids)) == len(ids) == len(names):
         raise ValueError(f"{path}: 'category_ids' must be a different number for each of the {len(names)} classes")
     return dict(zip(ids, names, strict=True))
 
@@ -264,7 +267,10 @@ def _read_images(
     path: str | Path, document: dict[str, Any], image_ids: Iterable[str | int] | None
 ) -> dict[str, str | int] | None:
     """Every image by its id written out: those of the data set, else those of the file, else None (not known)."""
-    listed = [image["id"] if isinstance(image, dict) else image for image in document.get("images", [])]
+    images = document.get("images", [])
+    if not are_ids(images):
+        raise ValueError(f"{path}: 'images' must be a list of ids, or of objects with an id: texts or numbers")
+    listed = [image["id"] if isinstance(image, dict) else image for image in images]
     if image_ids is None:
         return _by_name(listed) if listed else None
     known, there = _by_name(image_ids), {str(image_id) for image_id in listed}
@@ -287,9 +293,11 @@ def _read_row(
         image_id, category, box, score = entry["image_id"], entry["category_id"], entry["bbox"], entry["score"]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{where}: expected image_id, category_id, bbox and score, found {entry!r}") from error
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         raise ValueError(f"{where}: bbox {box!r} is not [x, y, width, height] in pixels; correct or remove the entry")
-    if not _is_number(score):
+    if not is_id(image_id):
+        raise ValueError(f"{where}: image_id {image_id!r} is no text or whole number; correct or remove the entry")
+    if not is_number(score):
         raise ValueError(f"{where}: score {score!r} is not a number; correct or remove the entry")
     if not isinstance(category, int) or category not in categories:
         raise ValueError(
@@ -301,10 +309,6 @@ def _read_row(
             f"name all the detector's classes in --data.classes"
         )
     return _Row(_known_image(where, image_id, known), labels[categories[category]], score, tuple(box))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (float, int) and math.isfinite(value)  # as JSON has them; True is an int by isinstance
 
 
 def _known_image(where: str, image_id: str | int, known: dict[str, str | int] | None) -> str | int:
@@ -359,6 +363,13 @@ def _comp4_files(folder: Path, classes: Sequence[str], image_set: str | None) ->
             f"class, add an empty one (missing: {first_few(missing)})"
         )
     return [files[name] for name in classes]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}); copy or write the file again") from error
 
 
 def _class_of_file(path: Path, rest: str, classes: Sequence[str], *, exact: bool) -> str:

@@ -43,7 +43,7 @@ def find_recipe(name: str) -> Recipe:
 def _from_json(path: Path) -> Recipe:
     try:
         values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     return recipe_from_dict(values, where=str(path))
 

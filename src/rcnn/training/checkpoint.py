@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import torch
 
 from rcnn.atomic import replacing
+from rcnn.weights.pytorch import refuse_bombs
 
 logger = logging.getLogger("rcnn.training")
 NAME = re.compile(r"step_(\d{8})\.pt")
@@ -78,6 +79,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[int, dict[str, An
         ValueError: it cannot be read.
     """
     try:
+        refuse_bombs(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: damaged checkpoint ({error}); delete it to resume from the one before") from error

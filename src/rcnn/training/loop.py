@@ -107,14 +107,14 @@ def _restore(step: TrainStep, folder: Path, device: torch.device) -> int:
     try:
         step.model.load_state_dict(state["model"])
         step.optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda_rng"]])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [""])[-1].strip()
         raise ValueError(
             f"{folder}, step {done}: the checkpoint is of another network ({reason}); begin anew"
         ) from error
-    torch.set_rng_state(state["rng"].cpu())
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda_rng"]])
     return done
 
 

@@ -12,6 +12,7 @@ from rcnn.weights import caffe, torchvision
 from rcnn.weights.pixels import take_rgb
 
 PIXELS = {"caffe": caffe.DETECTOR_PIXELS, "torchvision": torchvision.PIXELS}  # it is made for Caffe's
+MOST_CLASSES = 10_000
 ROI_OPS = {"pool": "pool", "align": "align_legacy", "crop": "crop"}  # its POOLING_MODE -> ours, or none of ours
 RENAME = {
     torch_name.replace("features.", "RCNN_base."): name
@@ -30,7 +31,9 @@ def recognises(tensors: Mapping[str, Tensor]) -> bool:
 
 def roi_op_of(beside: Mapping[str, Any]) -> str:
     """The RoI operator that the checkpoint says it was trained with; empty if it says nothing."""
-    mode = str(beside.get("pooling_mode", ""))
+    mode = beside.get("pooling_mode", "")
+    if not isinstance(mode, str):
+        raise ValueError(f"pooling_mode is a {type(mode).__name__}, not a text")
     return ROI_OPS.get(mode, mode)
 
 
@@ -61,6 +64,8 @@ def from_jwyang(tensors: Mapping[str, Tensor], pixels: str) -> dict[str, Tensor]
     classes = named["head.cls_score.bias"].numel() if "head.cls_score.bias" in named else 1
     for name in ("head.bbox_pred.weight", "head.bbox_pred.bias"):
         if name in named and named[name].dim() and len(named[name]) == 4 < 4 * classes:
+            if classes > MOST_CLASSES:  # a file of megabytes would ask for terabytes
+                raise ValueError(f"head.cls_score.bias has {classes} classes; at most {MOST_CLASSES} are read")
             named[name] = named[name].repeat(classes, *[1] * (named[name].dim() - 1))
     return take_rgb(named) if pixels == "caffe" else named
 

@@ -121,7 +121,7 @@ def _from_safetensors(path: str | Path, backbone: str, pixels: Pixels) -> tuple[
     if not header.get("format", "").startswith(OURS):
         return _from_pytorch(Checkpoint(tensors, {}), path, backbone, pixels)
     classes = _json(header, "classes", list)
-    model = _json(header, "recipe", dict).get("model", {})
+    model = _json(header, "recipe", dict).get("model")
     return tensors, Source(str(path), "a model of rcnn", tuple(map(str, classes)), _pixels(model))
 
 
@@ -129,7 +129,7 @@ def _json(header: Mapping[str, str], key: str, kind: type) -> Any:
     """A value of our header, or an empty one of the same kind: whoever needs it asks for it by a stricter way."""
     try:
         value = json.loads(header[key])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return kind()
     return value if isinstance(value, kind) else kind()
 
@@ -138,7 +138,7 @@ def _pixels(model: Any) -> PixelRange | None:
     try:
         mean, std = ([float(value) for value in model[key]] for key in ("pixel_mean", "pixel_std"))
         return PixelRange((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         return None
 
 

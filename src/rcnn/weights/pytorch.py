@@ -1,5 +1,6 @@
 """PyTorch's .pth files: the state dict in them and what stands beside it, without running code that they may hold."""
 
+import mmap
 import pickle
 import re
 import zipfile
@@ -73,14 +74,32 @@ def _load(path: str | Path) -> Any:
         raise ValueError(f"{path}: not a whole PyTorch file ({reason}); copy or download it again") from error
 
 
+def refuse_bombs(path: str | Path) -> bool:
+    """Passes unless a file of torch.save could fill the memory with a few bytes; returns whether it is a zip file.
+
+    Raises:
+        OSError: its parts are compressed, or its pickle makes a bytearray, for which the file names but a length.
+    """
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _refuse_makers(data)
+        return False
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise OSError("its parts are compressed, which PyTorch's never are")
+            if entry.filename.endswith(".pkl"):
+                _refuse_makers(archive.read(entry))
+    return True
+
+
+def _refuse_makers(data: bytes | mmap.mmap) -> None:
+    if data.find(b"bytearray") >= 0:
+        raise OSError("it makes a bytearray, which no file of tensors does")
+
+
 def _load_tensors(path: str | Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise OSError(
-                    "its parts are compressed, which PyTorch's never are"
-                )  # a few bytes could fill the memory
+    zipped = refuse_bombs(path)
     # Only the zip format can be mapped, and only by path; torch.load believes the extension of a path.
     if zipped and Path(path).suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -106,8 +125,9 @@ def _split(loaded: Any) -> Checkpoint:
     wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
     state, beside = loaded, {}
     if wrapper is not None:
-        state, beside = loaded[wrapper], {str(key): value for key, value in loaded.items() if key != wrapper}
-    tensors = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+        state, beside = loaded[wrapper], {key: loaded[key] for key in loaded if isinstance(key, str) and key != wrapper}
+    # Other keys than texts are none of ours, and a few bytes of nested tuples can be endless as text.
+    tensors = {name: x.detach() for name, x in state.items() if isinstance(name, str) and isinstance(x, Tensor)}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return Checkpoint(tensors, beside)

@@ -60,8 +60,23 @@ def load(path: str | Path, *, header_only: bool = False) -> tuple[dict[str, Tens
         raise ValueError(f"{path}: no such file") from error
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: not a safetensors file, or damaged or cut off ({error}); copy or download it again"
+            f"{path}: not a safetensors file, or damaged or cut off ({str(error)[:200]}); copy or download it again"
         ) from error
+
+
+def header_value(path: str | Path, header: Mapping[str, str], key: str, kind: type) -> Any:
+    """The JSON in a text of the header.
+
+    Raises:
+        ValueError: it is not there, no JSON, or of another kind than `kind`.
+    """
+    try:
+        value = json.loads(header[key])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its header holds no sound {key!r} ({str(error)[:200]}); copy it again") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: {key!r} in its header is no {kind.__name__}; copy the file again")
+    return value
 
 
 def _head(tensors: Mapping[str, Tensor], order: list[str], header: Mapping[str, str]) -> bytes:
