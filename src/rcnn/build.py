@@ -28,6 +28,7 @@ from rcnn.inference.step import DetectStep, ProposeStep, place
 from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
 from rcnn.models.heads import FCHead, Layer4Head, RoiHead, Stage4HeadV2
 from rcnn.models.initial import Undrawn
+from rcnn.models.quantised import quantise_layers
 from rcnn.models.resnet import ResNetC4
 from rcnn.models.resnet_v2 import ResNetV2C4
 from rcnn.models.rpn import RPN
@@ -81,14 +82,9 @@ def build_model(model: Model, rules: Eval, num_classes: int) -> FasterRCNN:
     """The detector with random weights."""
     backbone = _build_backbone(model.backbone)
     rpn = RPN(
-        backbone.channels,
-        hidden=model.rpn_channels,
-        scales=model.anchor_scales,
-        ratios=model.anchor_ratios,
-        stride=backbone.stride,
-        offset=model.offset,
-        partial_cells=model.partial_cells,
-    )
+        backbone.channels, hidden=model.rpn_channels, scales=model.anchor_scales, ratios=model.anchor_ratios,
+        stride=backbone.stride, offset=model.offset, partial_cells=model.partial_cells,
+    )  # fmt: skip
     detector = FasterRCNN(
         backbone,
         rpn,
@@ -104,6 +100,8 @@ def build_model(model: Model, rules: Eval, num_classes: int) -> FasterRCNN:
         detection_rules=DetectionRules(rules.score, rules.nms, rules.max_detections),
     )
     _freeze(backbone, model.frozen)
+    if model.int8:
+        quantise_layers(detector)
     return detector
 
 

@@ -10,6 +10,7 @@ from rcnn import build
 from rcnn.benchmark.settings import Settings
 from rcnn.benchmark.task import Task
 from rcnn.config import Recipe
+from rcnn.models.calibration import quantise, watch
 from rcnn.structures import Batch
 
 SEED = 0
@@ -44,6 +45,11 @@ def open_network(settings: Settings) -> Task:
         on_device = Batch(*(x.to(device) for x in batch))
         return Task(lambda: train(on_device, LEARNING_RATE), *about, model.head)
     detect = build.build_detect_step(recipe.eval, model, device)
+    if settings.int8:
+        watch(detect.model)
+        detect(batch)
+        quantise(model, detect.model)
+        detect = build.build_detect_step(recipe.eval, model, device)
     return Task(lambda: detect(batch), *about, detect.model.head)
 
 
