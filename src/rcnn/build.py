@@ -346,8 +346,7 @@ def read_model_header(path: Path) -> tuple[Recipe, tuple[str, ...]]:
             f"{path}: weights without a recipe (format {header.get('format')!r}, expected {FORMAT!r}); "
             f"use it to start a training: --model.pretrained {path}"
         )
-    values = safetensors.header_value(path, header, "recipe", dict)
-    classes = safetensors.header_value(path, header, "classes", list)
+    values, classes = (safetensors.header_value(path, header, *of) for of in (("recipe", dict), ("classes", list)))
     return recipe_from_dict(values, where=f"{path}, recipe in the header"), tuple(map(str, classes))
 
 

@@ -137,3 +137,11 @@ def test_a_png_of_a_few_bytes_cannot_fill_the_memory(tmp_path: Path, sides: tupl
     for read in (read_image, read_size):
         with pytest.raises(ValueError, match=r"bomb\.png: claims \d+ x \d+ pixels"):
             read(tmp_path / "bomb.png")
+
+
+def test_a_chunk_of_a_png_that_claims_gigabytes_is_not_believed(tmp_path: Path) -> None:
+    content = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+    place = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:place] + b"\xff\xff\xff\xff" + content[place + 4 :])
+    with pytest.raises(ValueError, match=r"a\.png: the file ends early"):
+        read_image(tmp_path / "a.png")

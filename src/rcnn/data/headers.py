@@ -1,6 +1,7 @@
 """Size and EXIF orientation from the first bytes of a JPEG or PNG, and whether its last bytes are there."""
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -36,12 +37,15 @@ def parse_header(data: bytes) -> Header | None:
 def ends_early(data: bytes) -> bool:
     """Whether a whole JPEG or PNG file lacks its end; bytes after the end are allowed.
 
-    Decoders differ: some return such a picture with its lower part grey.
+    Decoders differ: some return such a picture with its lower part grey, and OpenCV makes room for what a chunk of a
+    PNG claims before it looks whether it is there.
     """
     if data.startswith(JPEG_START):
         scan = _find_scan(data)
         return scan < 0 or data.find(JPEG_END, scan) < 0
-    return data.startswith(PNG_START) and data.find(PNG_END) < 0
+    return data.startswith(PNG_START) and not any(
+        data[start - 4 : end + 4] == PNG_END for start, end in _png_chunks(data)
+    )
 
 
 def _parse_jpeg(data: bytes) -> Header | None:
@@ -78,13 +82,22 @@ def _jpeg_segments(data: bytes):
 
 def _parse_png(data: bytes) -> Header | None:
     width, height = struct.unpack(">II", data[16:24])
-    position, orientation = 8, 1
-    while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IDAT":
-        length = int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] == b"eXIf":
-            orientation = _exif_orientation(data[position + 8 : position + 8 + length])
-        position += 12 + length
+    orientation = 1
+    for start, end in _png_chunks(data):
+        if data[start - 4 : start] == b"IDAT":
+            break
+        if data[start - 4 : start] == b"eXIf":
+            orientation = _exif_orientation(data[start:end])
     return Header(height, width, orientation) if height and width else None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of the content of each chunk, which its name precedes and its checksum follows."""
+    position = 8
+    while position + 8 <= len(data):
+        start, length = position + 8, int.from_bytes(data[position : position + 4], "big")
+        yield start, start + length
+        position = start + length + 4
 
 
 def _exif_orientation(tiff: bytes) -> int:

@@ -258,7 +258,7 @@ def _read_categories(path: str | Path, document: Any) -> dict[int, str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{path}: 'classes' must be a list of different names, not {names!r}")
     ids = document.get("category_ids", list(range(1, len(names) + 1)))
-    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids) or not len(set(ids)) == len(ids) == len(names):
+    if not isinstance(ids, list) or {*map(type, ids)} - {int} or not len(set(ids)) == len(ids) == len(names):
         raise ValueError(f"{path}: 'category_ids' must be a different number for each of the {len(names)} classes")
     return dict(zip(ids, names, strict=True))
 
