@@ -14,6 +14,7 @@ from rcnn.compress import compress, to_int8
 from rcnn.config import Model
 from rcnn.data.images import read_image
 from rcnn.recipes import r18_custom
+from rcnn.runs import combine
 from rcnn.weights.open import read_weights
 
 MODEL = Model(backbone="resnet18", head="fc", head_hidden=24, roi_size=2, rpn_channels=8, roi_op="align", frozen=())
@@ -118,6 +119,15 @@ def test_a_model_of_low_rank_goes_to_int8(saved: Path, pictures: list[Path], tmp
     assert build.load(out, device="cpu")(pictures[0]).boxes.shape[1] == 4
 
 
+def test_a_fast_rcnn_goes_to_int8_without_the_rpn_that_it_lacks(pictures: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = replace(RECIPE, train=replace(RECIPE.train, method="fast_rcnn"))
+    path, out = tmp_path / "model.safetensors", tmp_path / "int8.safetensors"
+    build.save_model(path, build.build_model(MODEL, recipe.eval, 2), recipe, ("cat", "dog"))
+    to_int8(path, out, pictures)
+    assert build.load(out, device="cpu")(pictures[0]).boxes.shape[1] == 4
+
+
 def test_without_kernels_int8_runs_in_floating_point(
     saved: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,5 +152,11 @@ def test_what_int8_refuses(saved: Path, pictures: list[Path], tmp_path: Path) ->
         to_int8(out, more, pictures)
     with pytest.raises(ValueError, match="in int8 already; --svd wants the model it was made from; --svd first"):
         compress(out, more, (4, 4))
-    with pytest.raises(ValueError, match="weights in int8, for inference; train from the model it was made from"):
+    with pytest.raises(ValueError, match="in int8, which are for inference only; use the model it was made from"):
         read_weights(out, "resnet18")
+    for given in ((out, saved), (saved, out)):
+        with pytest.raises(ValueError, match=f"{out}: its weights are in int8; combine the models before, then"):
+            combine(*given, more)
+    with pytest.raises(ValueError, match=r"--model.int8: int8 is for inference; train without it"):
+        build.check_values(build.read_model_header(out)[0])
+    assert not more.exists()

@@ -67,6 +67,8 @@ def check_values(recipe: Recipe) -> None:
     for name in ("epochs", "lr", "save_every"):
         if not getattr(train, name) > 0:
             raise ValueError(f"--train.{name} {getattr(train, name)}: must be above 0")
+    if recipe.model.int8:
+        raise ValueError("--model.int8: int8 is for inference; train without it, then rcnn convert RUN --int8")
     if train.method == "fast_rcnn" and not recipe.data.train_proposals:
         raise ValueError(
             "--train.method fast_rcnn: wants the proposals of the training set, --data.train_proposals FILE; "

@@ -9,6 +9,7 @@ from rcnn.build import build_model, load, load_model, model_path, read_model_hea
 from rcnn.config import Model
 from rcnn.models.calibration import quantise, watch
 from rcnn.models.layers import truncate
+from rcnn.training.methods import UNTRAINED
 from rcnn.weights.transfer import load_into
 
 LAYERS = ("fc6", "fc7")
@@ -78,7 +79,7 @@ def to_int8(source: Path, out: Path, pictures: Sequence[Path]) -> str:
     if not pictures:
         raise ValueError("--int8: wants pictures to calibrate on, --calibrate PICTURES_OR_FOLDERS of the training set")
     detector = load(path, "cpu")
-    watch(detector.step.model)
+    watch(detector.step.model, UNTRAINED.get(recipe.train.method, ()))
     chosen = pictures[:: -(-len(pictures) // MOST_PICTURES)]
     for picture in chosen:
         detector(picture)

@@ -1,11 +1,13 @@
 """Which steps a layer gets: its own range, or those of the layer whose map it reads."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rcnn.models.calibration import Traced, Watched, quantise, trace, watch
-from rcnn.models.layers import convolve, fuse
+from rcnn.models.layers import FusedConv, convolve, fuse
 from rcnn.models.quantised import ADD, INPUT, OUTPUT, QuantisedConv
 from rcnn.ops.pool import max_pool
 
@@ -87,6 +89,39 @@ def test_a_look_at_the_shape_takes_no_map_but_any_sum_does() -> None:
     assert not isinstance(x + 1, Traced) and maker.is_seen
 
 
-def test_a_layer_that_computed_nothing_is_refused() -> None:
+@pytest.mark.parametrize("take", [lambda x: torch.cat([x, x]), lambda x: torch.sum(input=x), lambda x: x.mT])
+def test_a_map_in_a_list_by_keyword_or_turned_is_taken_too(take: Callable[[Tensor], Tensor]) -> None:
+    maker = Watched(FusedConv(nn.Conv2d(3, 3, 1), torch.float32))
+    take(trace(torch.randn(1, 3, 4, 4), maker))
+    assert maker.is_seen
+
+
+@pytest.mark.parametrize("bad", [[], [torch.nan], [1.0, torch.nan], [torch.nan, 1.0], [torch.inf]])
+def test_a_layer_that_computed_nothing_or_no_number_is_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="--calibrate: first computed nothing, or no finite values"):
-        calibrated()
+        calibrated(*(torch.full((1, 3, 8, 8), value) for value in bad))
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model, watched = Net(), Net()
+    with torch.no_grad():
+        model.second.weight[0, 0, 0, 0] = torch.nan
+    fuse(watched, torch.float32)
+    watch(watched)
+    with torch.no_grad():
+        watched(torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="second computed nothing, or no finite values"):
+        quantise(model, watched)
+
+
+def test_layers_that_the_method_leaves_out_stay_unfilled() -> None:
+    torch.manual_seed(0)
+    model, watched = nn.ModuleDict({"rpn": nn.Conv2d(3, 3, 1), "head": nn.Conv2d(3, 3, 1)}), nn.ModuleDict()
+    watched.update(model)
+    fuse(watched, torch.float32)
+    watch(watched, ("rpn",))
+    with torch.no_grad():
+        watched["head"](torch.randn(1, 3, 4, 4))
+    quantise(model, watched)
+    assert all(isinstance(model[name], QuantisedConv) for name in model)
+    assert not model["rpn"].steps.any() and model["head"].steps[INPUT, 0] > 0

@@ -1,5 +1,9 @@
 """Quantised layers: the reference against exact arithmetic, the packed kernels against the reference."""
 
+import os
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -181,6 +185,43 @@ def test_threads_may_begin_at_once() -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 4 and all(torch.equal(y, found[0]) for y in found)
+
+
+@pytest.mark.parametrize("most", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "ALL"])
+def test_is_right_with_the_instructions_of_other_processors(most: str) -> None:
+    """The largest numbers, which sums of 16 bits, all that oneDNN has without VNNI, cannot hold."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGEST], env=os.environ | {"ONEDNN_MAX_CPU_ISA": most}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    way, kinds = done.stdout.split()
+    assert kinds == ("Conv2d,Linear" if way == "False" else "PackedConv,PackedLinear")
+    if most == "ALL" and torch.cpu._is_vnni_supported():
+        assert way == "True"  # else every other test of kernels would be left out
+    if most in ("AVX2", "AVX512_CORE") and torch.backends.mkldnn.is_available() and platform.machine() == "x86_64":
+        assert way == "False" and "int8 wants a processor" in done.stderr
+
+
+LARGEST = """
+import logging, torch
+from torch import nn
+from rcnn.models.quantised import QuantisedConv, has_kernels, pack_layers, quantise_layers
+logging.basicConfig()
+model = nn.ModuleDict({"conv": nn.Conv2d(32, 16, 3), "fc": nn.Linear(64, 16)})
+inputs, steps = {"conv": torch.full((1, 32, 6, 6), 255.0), "fc": torch.full((9, 64), 255.0)}, torch.zeros(3, 2)
+for layer in model.values():
+    nn.init.ones_(layer.weight)
+steps[0, 0] = 1.0
+plain = dict(model.items())
+quantise_layers(model)
+for name, layer in plain.items():
+    model[name].fill(layer, steps)
+pack_layers(model, torch.float32)
+with torch.no_grad():
+    for name, x in inputs.items():
+        assert torch.allclose(model[name](x), plain[name](x), rtol=1e-5), name
+print(has_kernels(torch.device("cpu")), ",".join(type(layer).__name__ for layer in model.values()))
+"""
 
 
 def test_without_kernels_the_rounded_weights_run_in_floating_point(

@@ -34,7 +34,7 @@ class Options:
     int8: bool = False
     """weights and maps in int8, for inference on a CPU; SOURCE is a model of rcnn or its run directory"""
     calibrate: tuple[str, ...] = ()
-    """pictures or folders of pictures from the training set, whose maps say the ranges of int8; 64 of them are used"""
+    """pictures or folders of them from the training set, whose maps say the ranges of int8; of more than 64 a part"""
 
 
 def main(argv: list[str]) -> int:

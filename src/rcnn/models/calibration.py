@@ -1,11 +1,11 @@
 """The steps of a quantised model's maps, from what a model in floating point computes on real pictures."""
 
-import math
 from typing import Any
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rcnn.models.layers import FusedConv, FusedLinear, convolve, dense
 from rcnn.models.norm import FrozenBatchNorm
@@ -22,9 +22,9 @@ class Traced(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs or {})
-        if getattr(func, "__name__", "") == "__get__":  # a look at its shape or dtype
-            return result
-        makers = [x.maker for x in args if isinstance(x, Traced)]
+        if getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor):
+            return result  # a look at its shape or dtype
+        makers = [x.maker for x in tree_leaves([args, kwargs]) if isinstance(x, Traced)]
         if func is max_pool:
             return trace(result, makers[0])
         for maker in makers:
@@ -40,7 +40,7 @@ class Watched(nn.Module):
         self.layer = layer
         self.dtype = layer.dtype
         self.is_seen = False  # its result is used otherwise than by watched layers
-        self.ranges = {row: [math.inf, -math.inf] for row in (INPUT, ADD, OUTPUT)}
+        self.ranges = torch.tensor([[torch.inf, -torch.inf]] * 3)  # of INPUT, ADD and OUTPUT
         self.makers: dict[int, Watched | None] = {INPUT: None, ADD: None, OUTPUT: None}
 
     def forward(
@@ -56,8 +56,8 @@ class Watched(nn.Module):
     def _note(self, row: int, x: Tensor) -> Tensor:
         self.makers[row] = x.maker if isinstance(x, Traced) else None
         plain = x.as_subclass(Tensor)
-        low, high = self.ranges[row]
-        self.ranges[row] = [min(low, float(plain.min())), max(high, float(plain.max()))]
+        (low, high), known = plain.aminmax(), self.ranges[row]
+        self.ranges[row] = torch.stack([torch.minimum(known[0], low.float()), torch.maximum(known[1], high.float())])
         return plain
 
     def steps(self) -> Float32[Tensor, "3 2"]:
@@ -69,9 +69,10 @@ class Watched(nn.Module):
         return self._own(row) if maker is None or maker.is_seen else maker._own(OUTPUT)
 
     def _own(self, row: int) -> tuple[float, float]:
-        low, high = (min(self.ranges[row][0], 0.0), max(self.ranges[row][1], 0.0))
+        lowest, highest = self.ranges[row].tolist()
+        low, high = min(lowest, 0.0), max(highest, 0.0)
         if not high > low:  # never run, or nothing but zeros
-            return (0.0, 0.0) if self.ranges[row][0] > self.ranges[row][1] else (1.0, 0.0)
+            return (0.0, 0.0) if lowest > highest else (1.0, 0.0)
         step = (high - low) / LEVELS
         return step, float(round(-low / step))
 
@@ -83,10 +84,14 @@ def trace(x: Tensor, maker: Watched) -> Traced:
     return traced
 
 
-def watch(fused: nn.Module) -> None:
-    """Put watched layers into a fused copy that has not run yet; run it on pictures, then `quantise` the model."""
+def watch(fused: nn.Module, left_out: tuple[str, ...] = ()) -> None:
+    """Put watched layers into a fused copy that has not run yet; run it on pictures, then `quantise` the model.
+
+    Args:
+        left_out: prefixes of layers that the model's method never runs; their quantised forms stay unfilled.
+    """
     for name, layer in list(fused.named_modules()):
-        if isinstance(layer, FusedConv | FusedLinear) and name not in PLAIN:
+        if isinstance(layer, FusedConv | FusedLinear) and name not in PLAIN and not name.startswith(left_out):
             fused.set_submodule(name, Watched(layer))
 
 
@@ -95,14 +100,13 @@ def quantise(model: nn.Module, watched: nn.Module) -> None:
     """Replace the model's layers by quantised ones, with the steps that its watched copy has seen.
 
     Raises:
-        ValueError: a layer was never reached, or computed NaN or infinity.
+        ValueError: a layer was never reached, or has or computed NaN or infinity.
     """
     layers = {name: layer for name, layer in watched.named_modules() if isinstance(layer, Watched)}
-    for name, layer in layers.items():
-        low, high = layer.ranges[OUTPUT]
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"--calibrate: {name} computed nothing, or no finite values, on these pictures")
     before = {name: model.get_submodule(name) for name in layers}
+    for name, layer in layers.items():  # a ReLU may make 0 of NaN, so that the result alone does not tell
+        if not all(x.isfinite().all() for x in (layer.ranges[[INPUT, OUTPUT]], *before[name].parameters())):
+            raise ValueError(f"--calibrate: {name} computed nothing, or no finite values, on these pictures")
     quantise_layers(model)
     for name, layer in layers.items():
         quantised, plain = model.get_submodule(name), before[name]

@@ -6,6 +6,7 @@ Inference), 2. Differs: weights are symmetric and have a step for each output ch
 
 import copy
 import logging
+from functools import cache
 from typing import Any, TypeGuard
 
 import torch
@@ -20,7 +21,7 @@ Map = Real[Tensor, "B F h w"]
 INPUT, ADD, OUTPUT = 0, 1, 2  # rows of a layer's `steps`; a row is (step, zero point), and (0, 0) where there is none
 LEVELS = 255  # of a map, from 0
 CHUNK = 1 << 18  # values quantised at a time, so that they stay in the cache from pass to pass
-PLAIN = {  # first layers before a pooling that uint8 has none of, and last ones, which are small and decide
+PLAIN = {  # first layers of ResNets and last ones: small ones whose rounding is seen in the mAP (docs/speed.md)
     *("backbone.conv0", "backbone.conv1", "rpn.cls", "rpn.box", "head.cls_score", "head.bbox_pred"),
 }
 
@@ -198,10 +199,22 @@ def pack_layers(model: nn.Module, dtype: torch.dtype) -> None:
         model.set_submodule(name, packed(layer, dtype) if runs else layer.plain())
 
 
+@cache
 def has_kernels(device: torch.device) -> bool:
-    """Whether oneDNN, as PyTorch brings it, multiplies int8 here without overflow on the way."""
-    known = hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()
-    return device.type == "cpu" and known and torch.cpu._is_vnni_supported()
+    """Whether oneDNN, as PyTorch brings it, multiplies int8 here, and without overflow on the way.
+
+    Tried on the largest numbers: without VNNI, or where ONEDNN_MAX_CPU_ISA keeps it off, its sums of two products end
+    at 16 bits, silently.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    layer, x = QuantisedConv(nn.Conv2d(64, 64, 1, device="meta")), torch.full((1, 64, 1, 1), LEVELS, dtype=torch.uint8)
+    layer.weight.fill_(127)
+    layer.steps[INPUT, 0] = 1.0
+    try:
+        return torch.equal(PackedConv(layer, torch.float32)(x), layer(x))
+    except (RuntimeError, AttributeError):  # no such operator, or none for this processor
+        return False
 
 
 def quantise_weight(weight: Float32[Tensor, "D *E"]) -> tuple[Int8[Tensor, "D *E"], Float32[Tensor, "D"]]:
