@@ -15,6 +15,7 @@ from rcnn.config import Model
 from rcnn.data.images import read_image
 from rcnn.recipes import r18_custom
 from rcnn.runs import combine
+from rcnn.weights import safetensors
 from rcnn.weights.open import read_weights
 
 MODEL = Model(backbone="resnet18", head="fc", head_hidden=24, roi_size=2, rpn_channels=8, roi_op="align", frozen=())
@@ -137,6 +138,22 @@ def test_without_kernels_int8_runs_in_floating_point(
     exact, got = features(saved, pictures[0]), features(out, pictures[0])
     assert 0 < (got - exact).norm() / exact.norm() < 0.05
     assert "run in floating point" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value"), [(0, 0, 0.0), (0, 0, -1.0), (2, 0, -1.0), (2, 1, 256.0), (1, 1, -1.0)]
+)
+def test_steps_that_are_none(
+    saved: Path, pictures: list[Path], tmp_path: Path, row: int, column: int, value: float
+) -> None:
+    out = tmp_path / "int8.safetensors"
+    to_int8(saved, out, pictures)
+    tensors, header = safetensors.load(out)
+    steps = tensors["head.fc6.steps"].clone()
+    steps[row, column] = value
+    safetensors.save(out, {name: x.clone() for name, x in tensors.items()} | {"head.fc6.steps": steps}, dict(header))
+    with pytest.raises(ValueError, match=r"int8.safetensors: head.fc6.steps holds .*; the file is damaged"):
+        build.load(out, device="cpu")
 
 
 def test_what_int8_refuses(saved: Path, pictures: list[Path], tmp_path: Path) -> None:

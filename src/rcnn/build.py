@@ -28,7 +28,7 @@ from rcnn.inference.step import DetectStep, ProposeStep, place
 from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
 from rcnn.models.heads import FCHead, Layer4Head, RoiHead, Stage4HeadV2
 from rcnn.models.initial import Undrawn
-from rcnn.models.quantised import quantise_layers
+from rcnn.models.quantised import check_steps, quantise_layers
 from rcnn.models.resnet import ResNetC4
 from rcnn.models.resnet_v2 import ResNetV2C4
 from rcnn.models.rpn import RPN
@@ -116,8 +116,7 @@ def _build_backbone(name: str) -> VGG16 | ResNetC4 | ResNetV2C4:
 
 def _build_head(model: Model, channels: int, num_classes: int) -> RoiHead:
     if model.head == "fc":
-        size, hidden = model.roi_size, model.head_hidden
-        dropout, svd = model.dropout, model.svd
+        size, hidden, dropout, svd = model.roi_size, model.head_hidden, model.dropout, model.svd
         return FCHead(channels, size, hidden=hidden, dropout=dropout, num_classes=num_classes, svd=svd)
     if model.backbone == "vgg16":
         raise ValueError("--model.head stage4: VGG16 has no fourth stage; use --model.head fc")
@@ -366,6 +365,7 @@ def load_model(path: Path, recipe: Recipe, num_classes: int) -> FasterRCNN:
         raise ValueError(f"{path}: does not fit the recipe in its own header\n{report.format()}")
     for line in report.initialised:
         model.state_dict()[line.name].zero_()
+    check_steps(model, path, left_out)
     return model
 
 

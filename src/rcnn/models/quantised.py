@@ -186,6 +186,26 @@ def can_quantise(layer: nn.Module, name: str) -> TypeGuard[nn.Conv2d | nn.Linear
     return isinstance(layer, nn.Conv2d | nn.Linear) and name not in PLAIN and getattr(layer, "groups", 1) == 1
 
 
+def check_steps(model: nn.Module, source: object, left_out: tuple[str, ...] = ()) -> None:
+    """Refuse steps from a file that no calibration writes.
+
+    Args:
+        source: the file, for the message.
+        left_out: prefixes of layers that the model's method never runs.
+
+    Raises:
+        ValueError: naming the file and the layer.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantisedConv) and not name.startswith(left_out):
+            steps, zeros = layer.steps.unbind(1)
+            if not (steps[INPUT] > 0 and (steps >= 0).all() and ((zeros >= 0) & (zeros <= LEVELS)).all()):
+                raise ValueError(
+                    f"{source}: {name}.steps holds {layer.steps.tolist()}: no steps above 0 with zero points from 0 to "
+                    f"{LEVELS}; the file is damaged, make it again (rcnn convert --int8)"
+                )
+
+
 def pack_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace quantised layers by packed ones, or, with a warning, by plain ones where no kernel runs them."""
     found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantisedConv)]
@@ -193,7 +213,7 @@ def pack_layers(model: nn.Module, dtype: torch.dtype) -> None:
         return
     runs = has_kernels(found[0][1].weight.device)
     if not runs:
-        logger.warning("int8 wants a processor with VNNI or AMX; here its rounded weights run in floating point")
+        logger.warning("no kernel for int8, which wants VNNI or AMX; the rounded weights run in floating point")
     for name, layer in found:
         packed = PackedLinear if isinstance(layer, QuantisedLinear) else PackedConv
         model.set_submodule(name, packed(layer, dtype) if runs else layer.plain())
