@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -49,6 +50,14 @@ def children(pid: int) -> list[int]:
     return sorted(int(line.split()[0]) for line in found.splitlines() if "rcnn" in line)
 
 
+def _is_of_group(thread: Path) -> bool:
+    """Such a thread, if it ends after the interpreter, aborts the process."""
+    try:
+        return "gloo" in thread.read_text()
+    except OSError:  # it just ended
+        return False
+
+
 def main(target: str, *arguments: str) -> None:
     """Joins the group, calls the function, and ends as the command line does."""
     from rcnn.processes import joined
@@ -57,6 +66,7 @@ def main(target: str, *arguments: str) -> None:
     try:
         with joined("cpu"):
             getattr(importlib.import_module(module), function)(*arguments)
+        assert not list(filter(_is_of_group, Path("/proc/self/task").glob("*/comm"))), "a thread of the group is left"
     except (ValueError, OSError) as error:
         print(f"rcnn: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -5,7 +5,9 @@ everything here does nothing.
 """
 
 import atexit
+import gc
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -98,6 +100,7 @@ def joined(device: str) -> Iterator[None]:
         yield
         return
     _write_whole_lines()
+    importlib.import_module("torch.distributed.nn")  # imported later, it would hold the group for ever, as its default
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     limit = timedelta(seconds=TIMEOUT)
@@ -113,6 +116,7 @@ def joined(device: str) -> Iterator[None]:
             blamed = whereabouts.blame(error)
             atexit.register(_leave, exit_status(blamed))
             raise blamed from error
+    gc.collect()  # a model in a cycle holds the group, whose threads abort a process that ends before they do
     dist.destroy_process_group()
 
 
