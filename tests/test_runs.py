@@ -189,6 +189,15 @@ def test_combining_refuses_what_does_not_belong_together(alternate: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fast_rcnn_proposes_nothing(shapes: Path, alternate: Path, tmp_path: Path) -> None:
+    model, out = alternate / "rcnn2" / "model.safetensors", tmp_path / "x.npz"
+    recipe, _ = build.read_model_header(model)
+    dataset = build.open_set(recipe.data, "trainval", classes=(), offset=0.0)
+    with pytest.raises(ValueError, match=r"rcnn2.*is a Fast R-CNN, which has no RPN; give rcnn proposals one"):
+        runs.dump_proposals(recipe, model, dataset, out, device=torch.device("cpu"), track=track)
+    assert not out.exists()
+
+
 def test_fast_rcnn_wants_proposals(shapes: Path, alternate: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fast_rcnn: wants.*--data.train_proposals FILE.*rcnn proposals"):
         train(small(shapes, "fast_rcnn"), tmp_path / "run")

@@ -28,6 +28,7 @@ from rcnn.inference.step import DetectStep, ProposeStep, place
 from rcnn.models.faster_rcnn import DetectionRules, FasterRCNN, ProposalRules
 from rcnn.models.heads import FCHead, Layer4Head, RoiHead, Stage4HeadV2
 from rcnn.models.initial import Undrawn
+from rcnn.models.quantised import check_steps, quantise_layers
 from rcnn.models.resnet import ResNetC4
 from rcnn.models.resnet_v2 import ResNetV2C4
 from rcnn.models.rpn import RPN
@@ -66,6 +67,8 @@ def check_values(recipe: Recipe) -> None:
     for name in ("epochs", "lr", "save_every"):
         if not getattr(train, name) > 0:
             raise ValueError(f"--train.{name} {getattr(train, name)}: must be above 0")
+    if recipe.model.int8:
+        raise ValueError("--model.int8: int8 is for inference; train without it, then rcnn convert RUN --int8")
     if train.method == "fast_rcnn" and not recipe.data.train_proposals:
         raise ValueError(
             "--train.method fast_rcnn: wants the proposals of the training set, --data.train_proposals FILE; "
@@ -81,14 +84,9 @@ def build_model(model: Model, rules: Eval, num_classes: int) -> FasterRCNN:
     """The detector with random weights."""
     backbone = _build_backbone(model.backbone)
     rpn = RPN(
-        backbone.channels,
-        hidden=model.rpn_channels,
-        scales=model.anchor_scales,
-        ratios=model.anchor_ratios,
-        stride=backbone.stride,
-        offset=model.offset,
-        partial_cells=model.partial_cells,
-    )
+        backbone.channels, hidden=model.rpn_channels, scales=model.anchor_scales, ratios=model.anchor_ratios,
+        stride=backbone.stride, offset=model.offset, partial_cells=model.partial_cells,
+    )  # fmt: skip
     detector = FasterRCNN(
         backbone,
         rpn,
@@ -104,6 +102,8 @@ def build_model(model: Model, rules: Eval, num_classes: int) -> FasterRCNN:
         detection_rules=DetectionRules(rules.score, rules.nms, rules.max_detections),
     )
     _freeze(backbone, model.frozen)
+    if model.int8:
+        quantise_layers(detector)
     return detector
 
 
@@ -116,8 +116,7 @@ def _build_backbone(name: str) -> VGG16 | ResNetC4 | ResNetV2C4:
 
 def _build_head(model: Model, channels: int, num_classes: int) -> RoiHead:
     if model.head == "fc":
-        size, hidden = model.roi_size, model.head_hidden
-        dropout, svd = model.dropout, model.svd
+        size, hidden, dropout, svd = model.roi_size, model.head_hidden, model.dropout, model.svd
         return FCHead(channels, size, hidden=hidden, dropout=dropout, num_classes=num_classes, svd=svd)
     if model.backbone == "vgg16":
         raise ValueError("--model.head stage4: VGG16 has no fourth stage; use --model.head fc")
@@ -366,6 +365,7 @@ def load_model(path: Path, recipe: Recipe, num_classes: int) -> FasterRCNN:
         raise ValueError(f"{path}: does not fit the recipe in its own header\n{report.format()}")
     for line in report.initialised:
         model.state_dict()[line.name].zero_()
+    check_steps(model, path, left_out)
     return model
 
 

@@ -62,6 +62,8 @@ class Model:
     """of the fc head"""
     svd: tuple[int, ...] = ()
     """ranks of the fc head's two layers, each as two thinner ones (rcnn convert --svd); empty: whole layers"""
+    int8: bool = False
+    """convolutions and linear layers in int8 (rcnn convert --int8), but for the first of a ResNet and the last"""
     offset: float = 1.0
     """1: inclusive pixel boxes (width = x2 - x1 + 1), as Caffe and MXNet models use; 0: continuous"""
     beyond: float = 0.0

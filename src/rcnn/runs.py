@@ -88,7 +88,13 @@ def phase_recipe(recipe: Recipe, phase: Phase, run: Path) -> Recipe:
 def dump_proposals(
     recipe: Recipe, model: Path, dataset: RecordTable, out: Path, *, device: torch.device, track: Track
 ) -> None:
-    """Write the proposals that the model's RPN makes on every image of the set."""
+    """Write the proposals that the model's RPN makes on every image of the set.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if recipe.train.method == "fast_rcnn":
+        raise ValueError(f"{model}: is a Fast R-CNN, which has no RPN; give rcnn proposals one that has it")
     network = build.load_model(model, recipe, len(dataset.classes))
     step = build.build_propose_step(recipe.eval, network, device)
     found = collect_proposals(step, build.build_test_loader(recipe, dataset), dataset)
@@ -113,9 +119,12 @@ def combine(rpn: Path, fast_rcnn: Path, out: Path, recipe: Recipe | None = None)
         recipe: written with it; None: that of `fast_rcnn`.
 
     Raises:
-        ValueError: a file lacks its part, or their backbones, conventions or classes are not the same.
+        ValueError: a file lacks its part or is in int8, or their backbones, conventions or classes are not the same.
     """
     (proposer, names), (detector, classes) = build.read_model_header(rpn), build.read_model_header(fast_rcnn)
+    for path, of in ((rpn, proposer), (fast_rcnn, detector)):
+        if of.model.int8:
+            raise ValueError(f"{path}: its weights are in int8; combine the models before, then rcnn convert --int8")
     tensors, others = safetensors.load(fast_rcnn)[0], safetensors.load(rpn)[0]
     for path, found, part in ((rpn, others, "rpn"), (fast_rcnn, tensors, "head")):
         if not any(name.startswith(f"{part}.") for name in found):

@@ -8,6 +8,7 @@ from torch import nn
 from rcnn.benchmark import network
 from rcnn.benchmark.network import made_up_batch, open_network, precision_name, spread_outputs, with_precision
 from rcnn.benchmark.task import count_work
+from rcnn.models.quantised import PackedConv, has_kernels
 from rcnn.models.vgg import STAGES
 from tests.benchmark.small import settings
 
@@ -83,6 +84,13 @@ def test_winograds_method_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> N
     asked = settings("infer", precision="fp32", winograd=True)
     assert with_precision(asked).eval.winograd and not with_precision(settings("infer")).eval.winograd
     assert count_work(open_network(asked)) == count_work(open_network(settings("infer", precision="fp32")))
+
+
+@pytest.mark.skipif(not has_kernels(torch.device("cpu")), reason="int8 wants a processor with VNNI or AMX")
+def test_int8_is_the_same_work() -> None:
+    asked = open_network(settings("infer", precision="fp32", int8=True))
+    assert isinstance(asked.head, nn.Module) and any(isinstance(x, PackedConv) for x in asked.head.modules())
+    assert count_work(asked).rois == count_work(open_network(settings("infer", precision="fp32"))).rois
 
 
 def test_precision_names() -> None:

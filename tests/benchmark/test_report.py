@@ -57,6 +57,12 @@ def test_a_set_is_said_by_its_images() -> None:
     assert format_report(report(), "some").startswith("infer, some: batch 1, 64 x 96\n")
 
 
+@pytest.mark.parametrize("way", ["winograd", "int8"])
+def test_the_way_of_ours_is_said(way: str) -> None:
+    text = format_report(report()._replace(settings=settings("infer", **{way: True})), "some")
+    assert text.startswith(f"infer, some: batch 1, 64 x 96, ours by --{way}\n")
+
+
 @pytest.mark.parametrize("theirs", [{"rois": 299}, {"flops": 970 * 10**9}])
 def test_unequal_work_is_said(theirs: dict[str, int]) -> None:
     assert "NOT THE SAME WORK: infer, torchvision best" in format_report(report(**theirs), "some")

@@ -87,10 +87,11 @@ def test_a_missing_peer_is_said_before_anything_runs(monkeypatch: pytest.MonkeyP
         choose_sides("infer", "torchvision", ("default",))
 
 
-def test_winograds_method_is_of_inference() -> None:
-    assert settings("infer", winograd=True).winograd
-    with pytest.raises(ValueError, match="--winograd: is of inference only, not of train"):
-        settings("train", winograd=True)
+@pytest.mark.parametrize("how", ["winograd", "int8"])
+def test_winograds_method_and_int8_are_of_inference(how: str) -> None:
+    assert getattr(settings("infer", **{how: True}), how)
+    with pytest.raises(ValueError, match=f"--{how}: is of inference only, not of train"):
+        settings("train", **{how: True})
 
 
 @pytest.mark.parametrize(

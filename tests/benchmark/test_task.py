@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
 from rcnn.benchmark.task import Task, count_work, time_task
+from rcnn.models.quantised import PackedConv, QuantisedConv, has_kernels
 from rcnn.ops.winograd import transform_weight, winograd
 
 CPU = torch.device("cpu")
@@ -29,6 +31,16 @@ def test_work_counts_the_backward_pass_and_what_the_head_is_given() -> None:
 def test_winograds_convolution_counts_as_the_direct_one() -> None:
     x, weight = torch.ones(2, 5, 4, 7), transform_weight(torch.ones(3, 5, 3, 3))
     task = Task(lambda: winograd(x, weight, torch.zeros(3)), "fp32", CPU)
+    assert count_work(task).flops == 2 * (2 * 3 * 4 * 7) * (5 * 9)
+
+
+@pytest.mark.skipif(not has_kernels(CPU), reason="int8 wants a processor with VNNI or AMX")
+def test_a_convolution_in_int8_counts_as_one_in_floating_point() -> None:
+    conv = nn.Conv2d(5, 3, 3, padding=1)
+    quantised = QuantisedConv(conv)
+    quantised.fill(conv, torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    packed = PackedConv(quantised, torch.float32)
+    task = Task(lambda: packed(torch.ones(2, 5, 4, 7)), "fp32", CPU)
     assert count_work(task).flops == 2 * (2 * 3 * 4 * 7) * (5 * 9)
 
 

@@ -117,3 +117,11 @@ def test_is_pytorchs_operator_for_torch_compile(kernels: str) -> None:
     compiled = torch.compile(lambda y: max_pool(y, 2, stride=2), fullgraph=True, backend=look)
     assert torch.equal(compiled(x), max_pool(x, 2, stride=2))
     assert any("max_pool2d" in name for name in seen), seen
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), CASES)
+def test_of_bytes(window: int, stride: int, padding: int) -> None:
+    x = torch.randint(0, 256, (2, 20, 13, 12), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    got = max_pool(x, window, stride=stride, padding=padding)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got.float(), F.max_pool2d(x.float(), window, stride, padding))

@@ -10,7 +10,9 @@ from rcnn import build
 from rcnn.benchmark.settings import Settings
 from rcnn.benchmark.task import Task
 from rcnn.config import Recipe
+from rcnn.models.calibration import quantise, watch
 from rcnn.structures import Batch
+from rcnn.training.methods import UNTRAINED
 
 SEED = 0
 OBJECTS = 8  # in each picture
@@ -44,6 +46,11 @@ def open_network(settings: Settings) -> Task:
         on_device = Batch(*(x.to(device) for x in batch))
         return Task(lambda: train(on_device, LEARNING_RATE), *about, model.head)
     detect = build.build_detect_step(recipe.eval, model, device)
+    if settings.int8:
+        watch(detect.model, UNTRAINED.get(recipe.train.method, ()))
+        detect(batch)
+        quantise(model, detect.model)
+        detect = build.build_detect_step(recipe.eval, model, device)
     return Task(lambda: detect(batch), *about, detect.model.head)
 
 

@@ -134,7 +134,8 @@ def _cells(row: Row, ceilings: dict[str, float]) -> tuple[str, ...]:
 def _size(settings: Settings, recipe: str) -> str:
     if settings.what == "eval":
         return f"{settings.images} images of {DETECTIONS} detections, {len(CLASSES)} classes"
-    return f"{recipe}: batch {settings.batch}, {settings.height} x {settings.width}"
+    ours = "".join(f", ours by --{name}" for name in ("winograd", "int8") if getattr(settings, name))
+    return f"{recipe}: batch {settings.batch}, {settings.height} x {settings.width}{ours}"
 
 
 def _milliseconds(seconds: float) -> str:

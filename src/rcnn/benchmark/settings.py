@@ -61,6 +61,7 @@ class Settings:
     batch: int = 1
     precision: Literal["recipe", "fp32", "bf16", "auto"] = "recipe"
     winograd: bool = False
+    int8: bool = False
     device: str = "auto"
     threads: int = 0
     data_root: str = ""
@@ -70,8 +71,9 @@ class Settings:
         for name, least in (("height", 32), ("width", 32), ("batch", 1), ("threads", 0), ("images", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
-        if self.winograd and self.what != "infer":
-            raise ValueError(f"--winograd: is of inference only, not of {self.what}; leave it out, or time infer")
+        for name in ("winograd", "int8"):
+            if getattr(self, name) and self.what != "infer":
+                raise ValueError(f"--{name}: is of inference only, not of {self.what}; leave it out, or time infer")
 
 
 def with_rois(recipe: Recipe, rois: int) -> Recipe:

@@ -47,6 +47,7 @@ def count_work(task: Task) -> Work:
             torch.ops.mkldnn._convolution_pointwise: _convolution,
             torch.ops.mkldnn._linear_pointwise: _linear,
             winograd.OPERATOR: _winograd,
+            torch.ops.onednn.qconv2d_pointwise: _quantised,
         }
         counter = FlopCounterMode(display=False, custom_mapping=formulas)
         with torch.compiler.set_stance("force_eager"), counter:
@@ -66,6 +67,11 @@ def _convolution(*shapes: Any, out_shape: Any, **_: Any) -> int:
 def _winograd(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """FLOPs of the direct convolution that it replaces, so that both ways are the same work."""
     return 2 * prod(out_shape) * x[1] * 9
+
+
+def _quantised(x: Any, *others: Any, out_shape: Any, **_: Any) -> int:
+    """Operations of oneDNN's convolution in int8 of (x, step, zero point, weight, ...)."""
+    return 2 * prod(out_shape) * prod(others[2][1:])
 
 
 def _linear(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:

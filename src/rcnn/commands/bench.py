@@ -49,6 +49,8 @@ class Options:
     """ours; recipe: what the recipe says"""
     winograd: bool = False
     """infer in fp32 on a CPU: ours as with --eval.winograd; its FLOPs are counted as the direct convolution's"""
+    int8: bool = False
+    """infer on a CPU: ours as rcnn convert --int8 makes it; the ceiling is still that of the other layers' precision"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1"""
     data_root: str = ""
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> int:
     from rcnn.benchmark.report import format_report, write_json
     from rcnn.recipes.find import find_recipe
 
-    names = ("height", "width", "batch", "precision", "winograd", "device", "threads", "data_root", "images")
+    names = ("height", "width", "batch", "precision", "winograd", "int8", "device", "threads", "data_root", "images")
     shared = {name: getattr(options, name) for name in names}
     if options.devices > 1 and not options.threads:
         shared["threads"] = max(1, (os.cpu_count() or 1) // options.devices)

@@ -7,7 +7,6 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from rcnn.models.heads import RoiHead
-from rcnn.models.layers import FusedConv
 from rcnn.models.rpn import RPN
 from rcnn.ops.boxes import clip, decode
 from rcnn.ops.nms import nms
@@ -190,8 +189,9 @@ class FasterRCNN(nn.Module):
         return self.detect(proposals, logits, deltas, image_size, scale)
 
 
-def _dtype(conv: nn.Conv2d | FusedConv) -> torch.dtype:
-    return conv.dtype if isinstance(conv, FusedConv) else conv.weight.dtype
+def _dtype(conv: nn.Module) -> torch.dtype:
+    """Of the maps that a layer in any form computes with, where they are not quantised."""
+    return conv.weight.dtype if isinstance(conv, nn.Conv2d) else conv.dtype  # pyright: ignore[reportReturnType]
 
 
 def _best(boxes: Tensor, scores: Tensor, *, classes: int, most: int) -> Detections:

@@ -1,6 +1,6 @@
 """The second stage: what turns the pooled features of a RoI into class logits and box deltas."""
 
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Real
 from torch import Tensor, nn
 
 from rcnn.models.layers import LowRank, activate, dense
@@ -67,7 +67,7 @@ class FCHead(RoiHead):
         x = self._drop(dense(x, self.fc6, relu=True), seed, stream=3)
         return self._drop(dense(x, self.fc7, relu=True), seed, stream=4)
 
-    def _drop(self, x: Float[Tensor, "n E"], seed: Tensor | None, *, stream: int) -> Float[Tensor, "n E"]:
+    def _drop(self, x: Real[Tensor, "n E"], seed: Tensor | None, *, stream: int) -> Real[Tensor, "n E"]:
         """Dropout; streams 0 to 2 are those of the sampling of anchors and RoIs."""
         if seed is None or not self.training or not self.dropout:
             return x

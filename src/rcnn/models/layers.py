@@ -4,19 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcnn.models.norm import FrozenBatchNorm
+from rcnn.models.quantised import pack_layers
 from rcnn.ops.winograd import pays, transform_weight, winograd
 
-Map = Float[Tensor, "B F h w"]
+Map = Real[Tensor, "B F h w"]  # in uint8 between quantised layers
 
 
 def convolve(
-    x: Float[Tensor, "B E H W"],
-    conv: "nn.Conv2d | FusedConv",
+    x: Real[Tensor, "B E H W"],
+    conv: nn.Module,
     norm: FrozenBatchNorm | None = None,
     *,
     relu: bool = False,
@@ -25,10 +26,11 @@ def convolve(
     """`relu(norm(conv(x)) + add)`, with the normalisation multiplied into the weights.
 
     Args:
+        conv: a convolution, or what stands in its place: FusedConv, or a layer of `models.quantised`.
         norm: of a convolution without bias; None: none follows.
         add: the shortcut of a residual block; None: nothing is added.
     """
-    if isinstance(conv, FusedConv):
+    if not isinstance(conv, nn.Conv2d):
         return conv(x, norm, relu=relu, add=add)
     (weight, bias), (x, sizes) = _fold(conv, norm), _seen(x, conv.kernel_size, _sizes(conv))
     if norm is None and (low := _low(conv, x)) is not None:
@@ -40,13 +42,15 @@ def convolve(
     return _plain(x, weight, bias, add, sizes, relu=relu)
 
 
-def dense(
-    x: Float[Tensor, "n *E"], linear: "nn.Linear | FusedLinear | LowRank", *, relu: bool = False
-) -> Float[Tensor, "n D"]:
-    """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel."""
+def dense(x: Real[Tensor, "n *E"], linear: nn.Module, *, relu: bool = False) -> Real[Tensor, "n D"]:
+    """`relu(linear(x))`; of a map (n, F, s, s) the layer sees all values, channel by channel.
+
+    Args:
+        linear: a linear layer, or what stands in its place: LowRank, FusedLinear, or a layer of `models.quantised`.
+    """
     if isinstance(linear, LowRank):
         return dense(dense(x, linear.first), linear.second, relu=relu)
-    if isinstance(linear, FusedLinear):
+    if not isinstance(linear, nn.Linear):
         return linear(x, relu=relu)
     x, low = x.flatten(1), _low(linear, x)
     y = F.linear(x, linear.weight, linear.bias) if low is None else _Linear.apply(*_as_autocast(x, low, linear.bias))
@@ -101,6 +105,7 @@ def fuse(model: nn.Module, dtype: torch.dtype, *, winograd: bool = False) -> Non
     Args:
         winograd: convolutions that are faster by Winograd's method, with its rounding, run by it.
     """
+    pack_layers(model, dtype)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d):

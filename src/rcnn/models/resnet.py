@@ -1,10 +1,10 @@
 """ResNet-18/50/101 with torchvision's names: the trunk up to layer3, and layer4 for the second stage."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from rcnn.models.initial import initialise
-from rcnn.models.layers import FusedConv, convolve
+from rcnn.models.layers import convolve
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.ops.pool import max_pool
 
@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
         self.bn2 = FrozenBatchNorm(width)
         self.downsample = _shortcut(channels, width, stride)
 
-    def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B E h2 w2"]:
+    def forward(self, x: Real[Tensor, "B F h w"]) -> Real[Tensor, "B E h2 w2"]:
         y = convolve(x, self.conv1, self.bn1, relu=True)
         return convolve(y, self.conv2, self.bn2, add=_apply_shortcut(self.downsample, x), relu=True)
 
@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
         self.bn3 = FrozenBatchNorm(width * 4)
         self.downsample = _shortcut(channels, width * 4, stride)
 
-    def forward(self, x: Float[Tensor, "B F h w"]) -> Float[Tensor, "B E h2 w2"]:
+    def forward(self, x: Real[Tensor, "B F h w"]) -> Real[Tensor, "B E h2 w2"]:
         y = convolve(x, self.conv1, self.bn1, relu=True)
         y = convolve(y, self.conv2, self.bn2, relu=True)
         return convolve(y, self.conv3, self.bn3, add=_apply_shortcut(self.downsample, x), relu=True)
@@ -61,7 +61,7 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
     if downsample is None:
         return x
     conv, norm = downsample
-    assert isinstance(conv, nn.Conv2d | FusedConv) and isinstance(norm, FrozenBatchNorm)
+    assert isinstance(norm, FrozenBatchNorm)
     return convolve(x, conv, norm)
 
 

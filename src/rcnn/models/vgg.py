@@ -31,7 +31,7 @@ class VGG16(nn.Module):
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 512 h w"]:
         for stage, widths in enumerate(STAGES, start=1):
             for i in range(1, len(widths) + 1):
-                x = convolve(x, self.get_submodule(f"conv{stage}_{i}"), relu=True)  # pyright: ignore[reportArgumentType]
+                x = convolve(x, self.get_submodule(f"conv{stage}_{i}"), relu=True)
             if stage < len(STAGES):
                 x = max_pool(x, 2, stride=2)
         return x

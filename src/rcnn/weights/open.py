@@ -122,6 +122,8 @@ def _from_safetensors(path: str | Path, backbone: str, pixels: Pixels) -> tuple[
         return _from_pytorch(Checkpoint(tensors, {}), path, backbone, pixels)
     classes = _json(header, "classes", list)
     model = _json(header, "recipe", dict).get("model")
+    if any(name.endswith(".weight_step") for name in tensors):
+        raise ValueError(f"{path}: weights in int8, which are for inference only; use the model it was made from")
     return tensors, Source(str(path), "a model of rcnn", tuple(map(str, classes)), _pixels(model))
 
 
