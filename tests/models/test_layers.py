@@ -222,3 +222,16 @@ def test_a_normalisation_in_bf16_rounds_once() -> None:
     assert y.dtype == torch.bfloat16
     if can_pack(x):
         assert torch.equal(y, F.relu(x.double() * scale + shift).bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(70, 256), (70, 64, 2, 2)])
+def test_a_large_layer_in_bfloat16_by_either_kernel(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, x = nn.Linear(256, 90), torch.randn(shape).bfloat16()
+    expected = F.relu(F.linear(x.flatten(1).double(), linear.weight.bfloat16().double(), linear.bias.double()))
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    for least in (0, 1 << 40):
+        monkeypatch.setattr("rcnn.ops.linear.LEAST_WEIGHTS", least)
+        with torch.no_grad():
+            got = dense(x, FusedLinear(linear, torch.bfloat16), relu=True)
+        assert (got.double() - expected).abs().max() < 0.02

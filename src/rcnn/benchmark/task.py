@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcnn.ops import winograd
+from rcnn.ops import linear, winograd
 
 
 class Task(NamedTuple):
@@ -46,6 +46,7 @@ def count_work(task: Task) -> Work:
         formulas = {
             torch.ops.mkldnn._convolution_pointwise: _convolution,
             torch.ops.mkldnn._linear_pointwise: _linear,
+            linear.OPERATOR: _linear,
             winograd.OPERATOR: _winograd,
             torch.ops.onednn.qconv2d_pointwise: _quantised,
         }
@@ -75,7 +76,7 @@ def _quantised(x: Any, *others: Any, out_shape: Any, **_: Any) -> int:
 
 
 def _linear(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    """FLOPs of oneDNN's linear layer."""
+    """FLOPs of a linear layer, of oneDNN or our own."""
     return 2 * prod(out_shape) * x[-1]
 
 

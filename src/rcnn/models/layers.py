@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
+from rcnn.ops import linear as tiles
 from rcnn.ops.winograd import pays, transform_weight, winograd
 
 Map = Real[Tensor, "B F h w"]  # in uint8 between quantised layers
@@ -170,8 +171,8 @@ class FusedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.run: Callable[..., Tensor] = _plain_linear
         self.linear: nn.Linear | None = linear
-        self.packed = False
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()
@@ -180,11 +181,13 @@ class FusedLinear(nn.Module):
         weight = linear.weight.detach().to(self.dtype)
         if x.dim() == 4:
             weight = weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        weight, packed = weight.contiguous(), can_pack(x)
+        weight, run = weight.contiguous(), _plain_linear
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().to(self.dtype)
-        if packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
-        self.weight, self.bias, self.packed = weight, bias, packed
+        if tiles.pays(linear, x):
+            weight, bias, run = tiles.pack_weight(weight), bias.float(), tiles.linear
+        elif can_pack(x):
+            weight, run = torch.ops.mkldnn._reorder_linear_weight(weight, len(x)), _onednn_linear
+        self.weight, self.bias, self.run = weight, bias, run
         self.linear = None
 
     def forward(self, x: Float[Tensor, "n *E"], *, relu: bool = False) -> Float[Tensor, "n D"]:
@@ -192,11 +195,7 @@ class FusedLinear(nn.Module):
             self._prepare(linear, x)
         if x.dim() == 4:
             x = x.permute(0, 2, 3, 1)
-        x = x.flatten(1)
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "relu" if relu else "none", [], "")
-        y = F.linear(x, self.weight, self.bias)
-        return F.relu(y, inplace=True) if relu else y
+        return self.run(x.flatten(1), self.weight, self.bias, relu=relu)
 
 
 class _Linear(torch.autograd.Function):
@@ -300,6 +299,16 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: 
     if add is None:
         return run(x, weight, bias, *settings, "relu" if relu else "none", [], "")
     return run.binary(x, add, weight, bias, *settings, "add", None, "relu" if relu else None, [], None)
+
+
+def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
+    """The same as one kernel."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:

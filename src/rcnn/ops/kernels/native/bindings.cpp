@@ -264,6 +264,23 @@ void winograd(ConstMaps inputs, ConstMaps weights, Floats bias, ConstMaps add, M
   rcnn::winograd(layer, threads);
 }
 
+// rows (n, E), weights (panels, steps, panel size * step size), bias (F), out (n, F).
+void linear(ConstArray rows, ConstArray weights, Floats bias, Array out, bool relu, int threads) {
+  const int64_t count = rows.shape(0), inputs = rows.shape(1), outputs = bias.shape(0);
+  const int64_t panels = (outputs + rcnn::LINEAR_PANEL - 1) / rcnn::LINEAR_PANEL;
+  if (!rcnn::has_amx() || rows.ndim() != 2 || inputs % rcnn::LINEAR_STEP || out.ndim() != 2 ||
+      int64_t(weights.size()) != panels * rcnn::LINEAR_PANEL * inputs || int64_t(out.shape(0)) != count ||
+      int64_t(out.shape(1)) != outputs || !is_bfloat16(rows.dtype()) || !is_bfloat16(weights.dtype()) ||
+      !is_bfloat16(out.dtype()))
+    throw nb::value_error("linear: shapes or types do not fit together, or there is no AMX");
+  const rcnn::LinearLayer layer{count,       inputs,
+                                outputs,     data<rcnn::bfloat16>(rows),
+                                data<rcnn::bfloat16>(weights), bias.data(),
+                                data<rcnn::bfloat16>(out),     relu};
+  nb::gil_scoped_release release;
+  rcnn::linear(layer, threads);
+}
+
 nb::list instruction_sets() {
   nb::list names;
   for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
@@ -281,6 +298,7 @@ void use_team(uintptr_t address) { rcnn::team = reinterpret_cast<rcnn::Team>(add
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of rcnn: arrays are written in place.";
   m.def("instruction_sets", &instruction_sets, "Names of the instruction sets this processor runs, widest first.");
+  m.def("has_amx", &rcnn::has_amx, "Whether linear can be called: the processor has AMX, and the system allows it.");
   m.def("choose", &choose, "Use another instruction set than the widest, for tests.");
   m.def("use_team", &use_team, "Run on the threads of the GOMP_parallel at this address; 0: on threads of its own.");
   m.def("nms", &nms, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
@@ -302,4 +320,6 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
+  m.def("linear", &linear, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg(), nb::arg());
 }

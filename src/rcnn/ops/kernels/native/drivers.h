@@ -43,4 +43,8 @@ void nms(const NmsProblem&, int64_t* index, bool* keep_valid);
 
 void winograd(const WinogradLayer&, int threads);
 
+bool has_amx();  // whether this processor has it and the system lets this process use it
+extern const LinearKernel linear_amx;
+void linear(const LinearLayer&, int threads);  // only where there is AMX
+
 }  // namespace rcnn

@@ -127,6 +127,25 @@ struct WinogradLayer {
 // Computes the tiles [first, last) of all images; the driver knows how much memory that takes.
 typedef void (*WinogradKernel)(const WinogradLayer&, int64_t first, int64_t last, float* scratch);
 
+constexpr int64_t LINEAR_STEP = 32;   // inputs of one product of tiles
+constexpr int64_t LINEAR_PANEL = 32;  // outputs whose weights lie together
+
+struct LinearLayer {
+  int64_t count, inputs, outputs;  // inputs in whole steps
+  const bfloat16* rows;            // (count, inputs)
+  const bfloat16* weights;         // (panels, steps, half of the panel: 2, pair of inputs: 16, output: 16, input: 2)
+  const float* bias;               // (outputs)
+  bfloat16* out;                   // (count, outputs)
+  bool relu;
+};
+
+struct LinearPiece {
+  int64_t row, rows, panel, panels;
+};
+
+// Computes a piece of the results; `sums` has room for its rows and panels. Only where there is AMX.
+typedef void (*LinearKernel)(const LinearLayer&, const LinearPiece&, float* sums);
+
 struct Kernels {
   const char* name;
   RoiKernels<float> roi_float;
