@@ -40,6 +40,15 @@ def test_steps_are_those_of_pytorch(shape: tuple[int, ...], clip: float, grad_dt
     assert torch.equal(low, weight.bfloat16())
 
 
+@pytest.mark.parametrize("offset", [0, 1, 3, 16])
+def test_a_copy_may_begin_anywhere(offset: int) -> None:
+    memory, weight = torch.full((200,), 7.0).bfloat16(), torch.randn(150)
+    low, before = memory[offset : offset + 150], weight.clone()
+    sgd_(weight, [torch.ones(150)], torch.zeros(150), low, Rule(lr=0.5, momentum=0.9, decay=0, clip=0))
+    assert torch.equal(low, weight.bfloat16()) and torch.allclose(weight, before - 0.5)
+    assert (memory[:offset] == 7).all() and (memory[offset + 150 :] == 7).all()
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,6 +5,8 @@ namespace {
 
 using namespace rcnn;
 
+constexpr int64_t AHEAD = 512;  // elements that memory is asked for before they are needed
+
 // The mean of the parts of a gradient, in their order.
 template <typename Grad>
 inline Vec mean(const Grad* const* grads, int parts, int64_t i) {
@@ -35,11 +37,19 @@ template <typename Grad>
 void update(const Update& u, const Grad* const* grads, int parts, float* weight, float* momentum, bfloat16* low,
             int64_t begin, int64_t end) {
   int64_t i = begin;
+  const bool whole = reinterpret_cast<uintptr_t>(low + begin) % sizeof(HalfVec) == 0;
   for (; i + LANES <= end; i += LANES) {
+    for (int part = 0; part < parts; ++part) __builtin_prefetch(grads[part] + i + AHEAD);
+    __builtin_prefetch(weight + i + AHEAD);
+    __builtin_prefetch(momentum + i + AHEAD);
     const Vec w = updated(u, mean(grads, parts, i), weight + i, momentum + i);
     store(weight + i, w);
-    if (low) store(low + i, w);
+    if (low && whole)
+      store_past_caches(low + i, w);
+    else if (low)
+      store(low + i, w);
   }
+  past_caches_is_done();
   for (; i < end; ++i) {
     float g = mean_one(grads, parts, i);
     if (u.clip > 0) g = g > u.clip ? u.clip : g < -u.clip ? -u.clip : g;

@@ -40,13 +40,36 @@ inline Vec load(const bfloat16* p) {
 }
 
 // Round to nearest even; a NaN stays a NaN.
-inline void store(bfloat16* p, Vec v) {
+inline HalfVec rounded_to_half(Vec v) {
   UintVec bits = (UintVec)v;
   UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   UintVec quiet = (bits >> 16) | 0x40u;
   UintVec chosen = v == v ? rounded : quiet;
-  HalfVec half = __builtin_convertvector(chosen, HalfVec);
+  return __builtin_convertvector(chosen, HalfVec);
+}
+
+inline void store(bfloat16* p, Vec v) {
+  const HalfVec half = rounded_to_half(v);
   std::memcpy(p, &half, sizeof half);
+}
+
+// Of what is not read soon: past the caches, so that its lines are not fetched from memory before they are written.
+// On p's multiples of the vector's size; `past_caches_is_done` before another thread reads.
+inline void store_past_caches(bfloat16* p, Vec v) {
+#if defined(__AVX512F__) && defined(__clang__)
+  __builtin_nontemporal_store(rounded_to_half(v), reinterpret_cast<HalfVec*>(p));
+#elif defined(__AVX512F__)
+  typedef long long Stored __attribute__((vector_size(sizeof(HalfVec))));
+  __builtin_ia32_movntdq256(reinterpret_cast<Stored*>(p), (Stored)rounded_to_half(v));
+#else
+  store(p, v);
+#endif
+}
+
+inline void past_caches_is_done() {
+#if defined(__AVX512F__)
+  __builtin_ia32_sfence();
+#endif
 }
 
 inline float load_one(const float* p) { return *p; }
