@@ -264,6 +264,32 @@ void winograd(ConstMaps inputs, ConstMaps weights, Floats bias, ConstMaps add, M
   rcnn::winograd(layer, threads);
 }
 
+using Halves = ndarray<nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using ConstHalves = ndarray<nb::ro, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+
+// grad (B, h, w, F), inputs (B, h, w, E), weight (F, 3, 3, E), bias (F, 1, 1, 1), all in bfloat16.
+void weight_gradient(ConstHalves grad, ConstHalves inputs, Halves weight, Halves bias, int threads) {
+  const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
+  const int64_t outputs = grad.shape(3);
+  bool fits = rcnn::kernels().weight_gradient && shape.channels % 32 == 0 && outputs % 32 == 0;
+  for (int axis = 0; axis < 3; ++axis) fits = fits && grad.shape(axis) == inputs.shape(axis);
+  fits = fits && int64_t(weight.size()) == outputs * 9 * shape.channels && int64_t(bias.size()) == outputs;
+  for (const auto& type : {grad.dtype(), inputs.dtype(), weight.dtype(), bias.dtype()})
+    fits = fits && is_bfloat16(type);
+  if (!fits) throw nb::value_error("weight_gradient: shapes, types or the processor do not fit");
+  const rcnn::ConvGradient conv{shape,
+                                int64_t(grad.shape(0)),
+                                outputs,
+                                data<const rcnn::bfloat16>(grad),
+                                data<const rcnn::bfloat16>(inputs),
+                                data<rcnn::bfloat16>(weight),
+                                data<rcnn::bfloat16>(bias)};
+  nb::gil_scoped_release release;
+  rcnn::weight_gradient(conv, threads);
+}
+
+bool has_weight_gradient() { return rcnn::kernels().weight_gradient; }
+
 nb::list instruction_sets() {
   nb::list names;
   for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
@@ -300,6 +326,9 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("roi_pool_backward", &roi_pool_backward, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg(), nb::arg());
+  m.def("has_weight_gradient", &has_weight_gradient, "Whether the chosen instruction set computes weight_gradient.");
+  m.def("weight_gradient", &weight_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg());
   m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
 }

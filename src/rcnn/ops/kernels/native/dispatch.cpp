@@ -1,6 +1,11 @@
 // Knows which instruction sets this processor runs, and starts with the widest.
 #include <atomic>
 #include <cstring>
+#ifdef RCNN_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "drivers.h"
 
@@ -28,13 +33,30 @@ namespace rcnn {
             isa::max_pool_bfloat16,                                                        \
             isa::nms_kernel,                                                               \
             isa::update_kernels,                                                           \
-            isa::winograd_kernel};                                                         \
+            isa::winograd_kernel,                                                          \
+            nullptr};                                                         \
   }
 
 RCNN_DECLARE(baseline)
 #ifdef RCNN_X86
 RCNN_DECLARE(avx2)
 RCNN_DECLARE(avx512)
+#endif
+
+#ifdef RCNN_AMX
+namespace amx {
+extern const WeightGradientKernel weight_gradient_kernel;
+}
+
+// Whether the processor has tiles of bfloat16, and Linux lets this process have their registers, for which it asks once.
+static bool has_tiles() {
+  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
+  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AVX512_BF16 = 1u << 5;
+  unsigned a, b, c, d, of_second;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return false;
+  if (!__get_cpuid_count(7, 1, &of_second, &b, &c, &d) || !(of_second & AVX512_BF16)) return false;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
 #endif
 
 static std::vector<Kernels> find_supported() {
@@ -44,6 +66,9 @@ static std::vector<Kernels> find_supported() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
     found.push_back(avx512_kernels());
+#ifdef RCNN_AMX
+  if (!found.empty() && has_tiles()) found.front().weight_gradient = amx::weight_gradient_kernel;
+#endif
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(avx2_kernels());
 #endif
   found.push_back(baseline_kernels());

@@ -43,4 +43,6 @@ void nms(const NmsProblem&, int64_t* index, bool* keep_valid);
 
 void winograd(const WinogradLayer&, int threads);
 
+void weight_gradient(const ConvGradient&, int threads);  // only where kernels() have one
+
 }  // namespace rcnn
