@@ -98,13 +98,19 @@ struct Piece {
 
   // Sets `rows` to the first of a map's channels at each of the places; outside of the maps they are zero.
   void locate(const bfloat16* maps, int64_t channels, int64_t first, int64_t count) const {
-    int64_t row = first >= 0 ? first / line : -(-first + line - 1) / line, column = first - row * line;
+    int64_t row = (first + 2 * line) / line - 2, column = first - row * line;  // halo <= 2 * line places before the maps
+    const bfloat16* begin = begin_of(maps, channels, row);
     for (int64_t k = 0; k < count; ++k) {
-      const int64_t image = row / (conv.shape.height + 1), y = row - image * (conv.shape.height + 1);
-      const bool inside = row >= 0 && image < conv.images && y < conv.shape.height && column < conv.shape.width;
-      rows[k] = inside ? maps + ((image * conv.shape.height + y) * conv.shape.width + column) * channels : zeros;
-      if (++column == line) ++row, column = 0;
+      rows[k] = begin && column < conv.shape.width ? begin + column * channels : zeros;
+      if (++column == line) begin = begin_of(maps, channels, ++row), column = 0;
     }
+  }
+
+  // Where a row of places begins in memory; null: it lies between images or outside of them.
+  const bfloat16* begin_of(const bfloat16* maps, int64_t channels, int64_t row) const {
+    const int64_t image = row / (conv.shape.height + 1), y = row % (conv.shape.height + 1);
+    const bool inside = row >= 0 && image < conv.images && y < conv.shape.height;
+    return inside ? maps + (image * conv.shape.height + y) * conv.shape.width * channels : nullptr;
   }
 
   void pack_grad(int64_t first, int64_t count) {
