@@ -34,7 +34,7 @@ namespace rcnn {
             isa::nms_kernel,                                                               \
             isa::update_kernels,                                                           \
             isa::winograd_kernel,                                                          \
-            nullptr};                                                         \
+            nullptr};                                                                      \
   }
 
 RCNN_DECLARE(baseline)
