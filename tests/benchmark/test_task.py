@@ -4,6 +4,7 @@ from torch import nn
 
 from rcnn.benchmark.task import Task, count_work, time_task
 from rcnn.models.quantised import PackedConv, QuantisedConv, has_kernels
+from rcnn.ops.weight_gradient import weight_gradient
 from rcnn.ops.winograd import transform_weight, winograd
 
 CPU = torch.device("cpu")
@@ -42,6 +43,14 @@ def test_a_convolution_in_int8_counts_as_one_in_floating_point() -> None:
     packed = PackedConv(quantised, torch.float32)
     task = Task(lambda: packed(torch.ones(2, 5, 4, 7)), "fp32", CPU)
     assert count_work(task).flops == 2 * (2 * 3 * 4 * 7) * (5 * 9)
+
+
+def test_the_gradient_of_a_weight_is_the_work_that_pytorch_counts() -> None:
+    grad, x, weight = torch.ones(2, 3, 4, 7).bfloat16(), torch.ones(2, 5, 4, 7).bfloat16(), torch.ones(3, 5, 3, 3)
+    theirs = (grad, x, weight.bfloat16(), [3], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
+    expected = count_work(Task(lambda: torch.ops.aten.convolution_backward(*theirs), "bf16", CPU)).flops
+    assert expected == 2 * (2 * 3 * 4 * 7) * (5 * 9)
+    assert count_work(Task(lambda: weight_gradient(grad, x), "bf16", CPU)).flops == expected
 
 
 def test_counting_leaves_nothing_behind() -> None:

@@ -170,6 +170,27 @@ def test_in_autocast_the_training_form_computes_in_bfloat16() -> None:
     assert conv.weight.grad is not None and conv.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("differentiated", [True, False])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_gradients_by_our_kernel_are_those_by_onednn(
+    differentiated: bool, normalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.ops.weight_gradient.LEAST_WORK", 0)
+    conv = nn.Conv2d(128, 160, 3, padding=1, bias=not normalised)
+    norm, results = random_norm(160) if normalised else None, []
+    x = torch.randn(2, 128, 9, 14).to(memory_format=torch.channels_last).requires_grad_(differentiated)
+    leaves = [*conv.parameters(), *([x] if differentiated else [])]
+    upstream = torch.randn(2, 160, 9, 14)
+    for kernels in ("", "reference"):
+        monkeypatch.setenv("RCNN_KERNELS", kernels)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = convolve(x, conv, norm, relu=True)
+        results.append(torch.autograd.grad(y, leaves, upstream.bfloat16()))
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype == torch.float32 and a.stride() == b.stride()
+        assert torch.allclose(a, b, rtol=0.01, atol=0.01 * float(b.abs().max()))
+
+
 def test_other_types_are_not_packed() -> None:
     assert not can_pack(torch.zeros(1, dtype=torch.float64))
     conv, x = nn.Conv2d(3, 4, 1).double(), torch.randn(1, 3, 2, 2, dtype=torch.float64)

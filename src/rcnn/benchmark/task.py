@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcnn.ops import linear, winograd
+from rcnn.ops import linear, weight_gradient, winograd
 
 
 class Task(NamedTuple):
@@ -48,6 +48,7 @@ def count_work(task: Task) -> Work:
             torch.ops.mkldnn._linear_pointwise: _linear,
             linear.OPERATOR: _linear,
             winograd.OPERATOR: _winograd,
+            weight_gradient.OPERATOR: _weight_gradient,
             torch.ops.onednn.qconv2d_pointwise: _quantised,
         }
         counter = FlopCounterMode(display=False, custom_mapping=formulas)
@@ -68,6 +69,11 @@ def _convolution(*shapes: Any, out_shape: Any, **_: Any) -> int:
 def _winograd(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """FLOPs of the direct convolution that it replaces, so that both ways are the same work."""
     return 2 * prod(out_shape) * x[1] * 9
+
+
+def _weight_gradient(grad: Any, x: Any, **_: Any) -> int:
+    """FLOPs of the gradient of a weight of 3 x 3 cells."""
+    return 2 * prod(grad) * x[1] * 9
 
 
 def _quantised(x: Any, *others: Any, out_shape: Any, **_: Any) -> int:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
 from rcnn.ops import linear as tiles
+from rcnn.ops import weight_gradient
 from rcnn.ops.winograd import pays, transform_weight, winograd
 
 Map = Real[Tensor, "B F h w"]  # in uint8 between quantised layers
@@ -228,17 +229,25 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.sizes
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
         needed = list(ctx.needs_input_grad[:3])
-        if weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0):
+        if weight.shape[2:] == (1, 1) and tuple(ctx.sizes[1]) == (0, 0):
             of_inputs = _backward_of_points(grad, x, weight, needed)
+        elif needed[1] and weight_gradient.pays(weight, x, ctx.sizes):
+            of_x = _backward(grad, x, weight, ctx.sizes, [True, False, False])[0] if needed[0] else None
+            of_inputs = [of_x, *weight_gradient.weight_gradient(grad, x)]
         else:
-            of_inputs = torch.ops.aten.convolution_backward(
-                grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
-            )
+            of_inputs = _backward(grad, x, weight, ctx.sizes, needed)
         return *of_inputs, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of a convolution as oneDNN computes them."""
+    stride, padding, dilation, groups = sizes
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
+    )
 
 
 def _backward_of_points(

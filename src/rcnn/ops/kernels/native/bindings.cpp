@@ -281,6 +281,30 @@ void linear(ConstArray rows, ConstArray weights, Floats bias, Array out, bool re
   rcnn::linear(layer, threads);
 }
 
+using Halves = ndarray<nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using ConstHalves = ndarray<nb::ro, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+
+// grad (B, h, w, F), inputs (B, h, w, E), weight (F, 3, 3, E), bias (F, 1, 1, 1), all in bfloat16.
+void weight_gradient(ConstHalves grad, ConstHalves inputs, Halves weight, Halves bias, int threads) {
+  const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
+  const int64_t outputs = grad.shape(3);
+  bool fits = rcnn::has_amx() && shape.channels % 32 == 0 && outputs % 32 == 0;
+  for (int axis = 0; axis < 3; ++axis) fits = fits && grad.shape(axis) == inputs.shape(axis);
+  fits = fits && int64_t(weight.size()) == outputs * 9 * shape.channels && int64_t(bias.size()) == outputs;
+  for (const auto& type : {grad.dtype(), inputs.dtype(), weight.dtype(), bias.dtype()})
+    fits = fits && is_bfloat16(type);
+  if (!fits) throw nb::value_error("weight_gradient: shapes, types or the processor do not fit");
+  const rcnn::ConvGradient conv{shape,
+                                int64_t(grad.shape(0)),
+                                outputs,
+                                data<const rcnn::bfloat16>(grad),
+                                data<const rcnn::bfloat16>(inputs),
+                                data<rcnn::bfloat16>(weight),
+                                data<rcnn::bfloat16>(bias)};
+  nb::gil_scoped_release release;
+  rcnn::weight_gradient(conv, threads);
+}
+
 nb::list instruction_sets() {
   nb::list names;
   for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
@@ -298,7 +322,7 @@ void use_team(uintptr_t address) { rcnn::team = reinterpret_cast<rcnn::Team>(add
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of rcnn: arrays are written in place.";
   m.def("instruction_sets", &instruction_sets, "Names of the instruction sets this processor runs, widest first.");
-  m.def("has_amx", &rcnn::has_amx, "Whether linear can be called: the processor has AMX, and the system allows it.");
+  m.def("has_amx", &rcnn::has_amx, "Whether linear and weight_gradient can be called: the processor has AMX, and the system allows it.");
   m.def("choose", &choose, "Use another instruction set than the widest, for tests.");
   m.def("use_team", &use_team, "Run on the threads of the GOMP_parallel at this address; 0: on threads of its own.");
   m.def("nms", &nms, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
@@ -320,6 +344,8 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
+  m.def("weight_gradient", &weight_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg());
   m.def("linear", &linear, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg());
 }

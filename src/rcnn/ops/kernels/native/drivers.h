@@ -46,5 +46,7 @@ void winograd(const WinogradLayer&, int threads);
 bool has_amx();  // whether this processor has it and the system lets this process use it
 extern const LinearKernel linear_amx;
 void linear(const LinearLayer&, int threads);  // only where there is AMX
+extern const WeightGradientKernel weight_gradient_amx;
+void weight_gradient(const ConvGradient&, int threads);  // likewise
 
 }  // namespace rcnn

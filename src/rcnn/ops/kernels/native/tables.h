@@ -146,6 +146,39 @@ struct LinearPiece {
 // Computes a piece of the results; `sums` has room for its rows and panels. Only where there is AMX.
 typedef void (*LinearKernel)(const LinearLayer&, const LinearPiece&, float* sums);
 
+constexpr int64_t TILE_SIDE = 16;   // channels of a tile of AMX
+constexpr int64_t TILE_DEPTH = 32;  // places of a tile
+constexpr int64_t RUN = 256;        // places that are summed at a time; of 192 to 1024 the best for VGG16's layers
+
+// The gradients of the weight and the bias of a convolution of 3 x 3 cells with a border of one.
+struct ConvGradient {
+  FeatureShape shape;  // of an input; as many channels as fill pairs of tiles, and so the outputs
+  int64_t images, outputs;
+  const bfloat16* grad;    // of the maps: (images, height, width, outputs)
+  const bfloat16* inputs;  // (images, height, width, channels)
+  bfloat16* weight;        // (outputs, 3, 3, channels)
+  bfloat16* bias;          // (outputs)
+
+  // Places are cells in order of memory with zeros between: after each row, at least one, and a row between images.
+  int64_t line() const { return (shape.width + 2) / 2 * 2; }
+  int64_t places() const { return (images * (shape.height + 1) - 1) * line(); }
+  int64_t halo() const { return line() + 2; }  // what a place's neighbours may lie before it or after it, an even number
+};
+
+// What one thread computes at a time.
+struct ConvPiece {
+  int64_t first_output, outputs, first_channel, channels;
+};
+
+// Computes a piece from all places. Only where there is AMX.
+typedef void (*WeightGradientKernel)(const ConvGradient&, ConvPiece, char* scratch);
+
+// Bytes of a piece's sums, gradients, inputs (twice), their rows and a row of zeros.
+inline int64_t weight_gradient_scratch(const ConvGradient& conv, int64_t outputs, int64_t channels) {
+  const int64_t span = RUN + 2 * conv.halo(), widest = outputs > channels ? outputs : channels;
+  return 36 * outputs * channels + 2 * outputs * RUN + 4 * channels * span + 8 * (span + 8) + 2 * widest;
+}
+
 struct Kernels {
   const char* name;
   RoiKernels<float> roi_float;
