@@ -70,13 +70,15 @@ def _our_nms(settings: Settings, device: torch.device, count: int, k: int, thres
     boxes, scores = _candidates(settings, device, count)
     valid = torch.ones_like(scores, dtype=torch.bool)
     offset = settings.recipe.model.offset
-    return Task(lambda: nms(boxes, scores, valid, iou_threshold=threshold, k=k, offset=offset), "fp32", device)
+    return Task(
+        lambda: nms(boxes, scores, valid, iou_threshold=threshold, k=k, offset=offset), "fp32", device, operator=True
+    )
 
 
 def _their_nms(ops, settings: Settings, device: torch.device, count: int, k: int, threshold: float) -> Task:
     boxes, scores = _candidates(settings, device, count)
     pairs = list(zip(boxes, scores, strict=True))
-    return Task(lambda: [ops.nms(*pair, threshold)[:k] for pair in pairs], "fp32", device)
+    return Task(lambda: [ops.nms(*pair, threshold)[:k] for pair in pairs], "fp32", device, operator=True)
 
 
 def _candidates(settings: Settings, device: torch.device, count: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +113,7 @@ def _pool_tasks(pools: dict[str, Pool], case: Case, precision: str) -> dict[str,
     for name, pool in pools.items():
         runs = {"forward": _forward(pool, case.features), "backward": _backward(pool, case.features)}
         for way, run in runs.items():
-            tasks[f"{name} {way}, {rois} on {shape}"] = Task(run, precision, case.features.device)
+            tasks[f"{name} {way}, {rois} on {shape}"] = Task(run, precision, case.features.device, operator=True)
     return tasks
 
 
