@@ -1,6 +1,12 @@
-// Knows which instruction sets this processor runs, and starts with the widest.
+// Knows which instruction sets this processor runs, and starts with the widest; asks for AMX.
 #include <atomic>
 #include <cstring>
+
+#ifdef RCNN_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "drivers.h"
 
@@ -69,6 +75,28 @@ bool choose(const char* name) {
       return true;
     }
   return false;
+}
+
+#ifdef RCNN_AMX
+// AMX-BF16, AVX512_BF16 and their state; Linux hands the latter out on request (arch/x86/xstate.rst of its documents).
+static bool ask() {
+  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AVX512_BF16 = 1u << 5;
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_BF16 | AMX_TILE)) != (AMX_BF16 | AMX_TILE)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return false;
+  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#endif
+
+bool has_amx() {
+#ifdef RCNN_AMX
+  static const bool has = ask();
+  return has;
+#else
+  return false;
+#endif
 }
 
 }  // namespace rcnn

@@ -1,14 +1,8 @@
-// Asks for AMX, and divides a linear layer between threads, in pieces whose sums stay near the processor.
+// Divides a linear layer between threads, in pieces whose sums stay near the processor.
 #include <memory>
 
 #include "drivers.h"
 #include "parallel.h"
-
-#ifdef RCNN_AMX
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace rcnn {
 namespace {
@@ -18,29 +12,7 @@ constexpr int64_t ALIGNMENT = 64 / sizeof(float);
 
 int64_t over(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
-#ifdef RCNN_AMX
-// AMX-BF16, AVX512_BF16 and their state; Linux hands the latter out on request (arch/x86/xstate.rst of its documents).
-bool ask() {
-  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AVX512_BF16 = 1u << 5;
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
-  unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_BF16 | AMX_TILE)) != (AMX_BF16 | AMX_TILE)) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return false;
-  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}
-#endif
-
 }  // namespace
-
-bool has_amx() {
-#ifdef RCNN_AMX
-  static const bool has = ask();
-  return has;
-#else
-  return false;
-#endif
-}
 
 void linear(const LinearLayer& layer, int threads) {
 #ifdef RCNN_AMX
