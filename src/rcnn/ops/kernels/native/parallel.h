@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -33,6 +34,21 @@ void parallel(int64_t pieces, int threads, const Work& work) {
   for (int64_t i = 1; i < wanted; ++i) others.emplace_back(drain);
   drain();
   for (auto& thread : others) thread.join();
+}
+
+// The same for work(piece, scratch): each thread has that many bytes of its own, from the start of a line of the cache.
+template <typename Work>
+void parallel_with_scratch(int64_t pieces, int threads, int64_t bytes, const Work& work) {
+  constexpr int64_t LINE = 64;
+  const int64_t each = (bytes + LINE - 1) / LINE * LINE, workers = std::min<int64_t>(threads, pieces);
+  if (workers <= 0) return;
+  const std::unique_ptr<char[]> memory(new char[workers * each + LINE]);  // not written to, so not touched
+  char* scratch = memory.get() + (-reinterpret_cast<uintptr_t>(memory.get()) % LINE);
+  std::atomic<int64_t> next{0};
+  parallel(workers, int(workers), [&](int64_t worker) {
+    for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;)
+      work(piece, scratch + worker * each);
+  });
 }
 
 }  // namespace rcnn

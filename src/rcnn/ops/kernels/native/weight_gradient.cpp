@@ -1,6 +1,4 @@
 // Divides the weight of a convolution between threads: each sums all places for its outputs and channels.
-#include <memory>
-
 #include "drivers.h"
 #include "parallel.h"
 
@@ -9,7 +7,6 @@ namespace {
 
 constexpr int64_t MOST_OUTPUTS = 256, MOST_CHANNELS = 128;  // of a piece, whose sums take half of a cache of 2 MiB
 constexpr int64_t FEWEST = 2 * TILE_SIDE;
-constexpr int64_t ALIGNMENT = 64;
 
 int64_t pieces_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 
@@ -22,18 +19,11 @@ void weight_gradient(const ConvGradient& conv, int threads) {
   const int64_t across = pieces_of(conv.shape.channels, MOST_CHANNELS);
   while (outputs % (2 * FEWEST) == 0 && pieces_of(conv.outputs, outputs) * across < threads) outputs /= 2;
   const int64_t pieces = pieces_of(conv.outputs, outputs) * across;
-  const int64_t each = (weight_gradient_scratch(conv, outputs, channels) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  const int workers = int(std::min<int64_t>(threads, pieces));
-  const std::unique_ptr<char[]> memory(new char[workers * each + ALIGNMENT]);
-  char* scratch = memory.get() + (-reinterpret_cast<uintptr_t>(memory.get()) % ALIGNMENT);
-  std::atomic<int64_t> next{0};
-  parallel(workers, workers, [&](int64_t worker) {
-    for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
-      const int64_t output = piece / across * outputs, channel = piece % across * MOST_CHANNELS;
-      const ConvPiece part{output, std::min(outputs, conv.outputs - output), channel,
-                           std::min(channels, conv.shape.channels - channel)};
-      weight_gradient_amx(conv, part, scratch + worker * each);
-    }
+  parallel_with_scratch(pieces, threads, weight_gradient_scratch(conv, outputs, channels), [&](int64_t piece, char* scratch) {
+    const int64_t output = piece / across * outputs, channel = piece % across * MOST_CHANNELS;
+    const ConvPiece part{output, std::min(outputs, conv.outputs - output), channel,
+                         std::min(channels, conv.shape.channels - channel)};
+    weight_gradient_amx(conv, part, scratch);
   });
 #else
   (void)conv, (void)threads;

@@ -1,6 +1,4 @@
 // Divides the tiles of Winograd's convolution between threads, in blocks whose sums stay near the processor.
-#include <memory>
-
 #include "drivers.h"
 #include "parallel.h"
 
@@ -29,14 +27,9 @@ int64_t scratch_of(const WinogradLayer& layer, int64_t tiles) {
 void winograd(const WinogradLayer& layer, int threads) {
   const int64_t tiles = layer.tiles();
   if (!tiles || !layer.outputs) return;
-  const int64_t block = block_of(layer, threads), each = scratch_of(layer, block);
-  const int workers = int(std::min<int64_t>(threads, (tiles + block - 1) / block));
-  const std::unique_ptr<float[]> memory(new float[workers * each + ALIGNMENT]);  // not written to, so not touched
-  float* scratch = memory.get() + (-(reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float)) % ALIGNMENT);
-  std::atomic<int64_t> next{0};
-  parallel(workers, workers, [&](int64_t worker) {
-    for (int64_t first; (first = next.fetch_add(block, std::memory_order_relaxed)) < tiles;)
-      kernels().winograd(layer, first, std::min(first + block, tiles), scratch + worker * each);
+  const int64_t block = block_of(layer, threads), bytes = scratch_of(layer, block) * int64_t(sizeof(float));
+  parallel_with_scratch((tiles + block - 1) / block, threads, bytes, [&](int64_t piece, char* scratch) {
+    kernels().winograd(layer, piece * block, std::min((piece + 1) * block, tiles), reinterpret_cast<float*>(scratch));
   });
 }
 
