@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcnn.ops import linear, weight_gradient, winograd
+from rcnn.ops import convolution, linear, weight_gradient, winograd
 
 AWAKE = 0.05  # seconds of work in a row, of which waking is a small part
 
@@ -58,7 +58,8 @@ def count_work(task: Task) -> Work:
             torch.ops.mkldnn._convolution_pointwise: _convolution,
             torch.ops.mkldnn._linear_pointwise: _linear,
             linear.OPERATOR: _linear,
-            winograd.OPERATOR: _winograd,
+            winograd.OPERATOR: _of_nine_cells,
+            convolution.OPERATOR: _of_nine_cells,
             weight_gradient.OPERATOR: _weight_gradient,
             torch.ops.onednn.qconv2d_pointwise: _quantised,
         }
@@ -77,12 +78,12 @@ def _convolution(*shapes: Any, out_shape: Any, **_: Any) -> int:
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
-def _winograd(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    """FLOPs of the direct convolution that it replaces, so that both ways are the same work."""
-    return 2 * prod(out_shape) * x[1] * 9
+def _of_nine_cells(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """FLOPs of a direct convolution whose map, before it is pooled, is as large as x; of Winograd's the same."""
+    return 2 * prod(x) * out_shape[1] * 9
 
 
-def _weight_gradient(grad: Any, x: Any, **_: Any) -> int:
+def _weight_gradient(grad: Any, x: Any, *_: Any, **__: Any) -> int:
     """FLOPs of the gradient of a weight of 3 x 3 cells."""
     return 2 * prod(grad) * x[1] * 9
 

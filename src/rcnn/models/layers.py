@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
+from rcnn.ops import convolution, weight_gradient
 from rcnn.ops import linear as tiles
-from rcnn.ops import weight_gradient
 from rcnn.ops.winograd import pays, transform_weight, winograd
 
 Map = Real[Tensor, "B F h w"]  # in uint8 between quantised layers
@@ -139,14 +139,16 @@ class FusedConv(nn.Module):
     def _prepare(self, conv: nn.Conv2d, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None, sizes: Any) -> None:
         """Make the weights ready for inputs like x, then let go of the layer; other threads may be at it too."""
         (weight, bias), (stride, padding, dilation, groups) = _fold(conv, norm), sizes
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        bias = (weight.new_zeros(len(weight)) if bias is None else bias).detach()
         weight, run = weight.detach().to(self.dtype, memory_format=torch.channels_last), _plain
         if self.winograd and pays(conv, x):
             weight, run = transform_weight(weight), _winograd
+        elif convolution.pays(weight, x, sizes):
+            weight, bias, run = convolution.pack(weight), bias.float(), _on_tiles
         elif can_pack(x) and groups == 1:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             weight, run = reorder(weight, padding, stride, dilation, groups, list(x.shape)), _onednn
-        self.weight, self.bias, self.run = weight, bias.detach().to(self.dtype), run
+        self.weight, self.bias, self.run = weight, bias if run is _on_tiles else bias.to(self.dtype), run
         self.conv = None
 
     def forward(
@@ -222,28 +224,36 @@ class _Conv(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, relu: bool
     ) -> Tensor:
         ctx.sizes, ctx.relu = sizes, relu
-        y = _onednn(x, weight, bias, add, sizes, relu=relu)
+        if convolution.pays(weight, x, sizes):
+            y = _on_tiles(x, convolution.pack(weight), bias.float(), add, sizes, relu=relu)
+        else:
+            y = _onednn(x, weight, bias, add, sizes, relu=relu)
         ctx.save_for_backward(x, weight, y if relu else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
-        if ctx.relu:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)
         needed = list(ctx.needs_input_grad[:3])
+        own = [convolution.pays(weight, x, ctx.sizes), *[weight_gradient.pays(weight, x, ctx.sizes)] * 2]
+        theirs = [n and not o for n, o in zip(needed, own, strict=True)]
+        if ctx.relu and (ctx.needs_input_grad[3] or any(theirs)):
+            grad, y = torch.ops.aten.threshold_backward(grad, y, 0), None
         if weight.shape[2:] == (1, 1) and tuple(ctx.sizes[1]) == (0, 0):
             of_inputs = _backward_of_points(grad, x, weight, needed)
-        elif needed[1] and weight_gradient.pays(weight, x, ctx.sizes):
-            of_x = _backward(grad, x, weight, ctx.sizes, [True, False, False])[0] if needed[0] else None
-            of_inputs = [of_x, *weight_gradient.weight_gradient(grad, x)]
         else:
-            of_inputs = _backward(grad, x, weight, ctx.sizes, needed)
+            of_inputs = [*_backward(grad, x, weight, ctx.sizes, theirs)]
+            if needed[0] and own[0]:
+                of_inputs[0] = convolution.gradient(grad, weight, positive=y)
+            if any(needed[1:]) and own[1]:
+                of_inputs[1:] = weight_gradient.weight_gradient(grad, x, positive=y)
         return *of_inputs, grad if ctx.needs_input_grad[3] else None, None, None
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> tuple[Tensor | None, ...]:
     """The gradients of a convolution as oneDNN computes them."""
+    if not any(needed):
+        return None, None, None
     stride, padding, dilation, groups = sizes
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
@@ -318,6 +328,11 @@ def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Ten
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
     """The same as one kernel."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+
+
+def _on_tiles(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
+    """The same on the tiles of AMX."""
+    return convolution.convolution(x, weight, bias, add=add, relu=relu)
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:

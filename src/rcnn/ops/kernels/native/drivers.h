@@ -48,5 +48,9 @@ extern const LinearKernel linear_amx;
 void linear(const LinearLayer&, int threads);  // only where there is AMX
 extern const WeightGradientKernel weight_gradient_amx;
 void weight_gradient(const ConvGradient&, int threads);  // likewise
+extern const ConvolutionKernel convolution_amx;
+extern const PackConvolution pack_convolution_amx;
+void convolution(const Convolution&, int threads);              // likewise
+void pack_convolution(const ConvolutionWeights&, int threads);  // likewise
 
 }  // namespace rcnn

@@ -154,8 +154,9 @@ constexpr int64_t RUN = 256;        // places that are summed at a time; of 192 
 struct ConvGradient {
   FeatureShape shape;  // of an input; as many channels as fill pairs of tiles, and so the outputs
   int64_t images, outputs;
-  const bfloat16* grad;    // of the maps: (images, height, width, outputs)
-  const bfloat16* inputs;  // (images, height, width, channels)
+  const bfloat16* grad;      // of the maps: (images, height, width, outputs)
+  const bfloat16* positive;  // of the maps' shape, or none: where it is not, the gradient counts as zero
+  const bfloat16* inputs;    // (images, height, width, channels)
   bfloat16* weight;        // (outputs, 3, 3, channels)
   bfloat16* bias;          // (outputs)
 
@@ -173,11 +174,55 @@ struct ConvPiece {
 // Computes a piece from all places. Only where there is AMX.
 typedef void (*WeightGradientKernel)(const ConvGradient&, ConvPiece, char* scratch);
 
-// Bytes of a piece's sums, gradients, inputs (twice), their rows and a row of zeros.
+// Bytes of a piece's sums, gradients, inputs (twice), their rows (twice) and a row of zeros.
 inline int64_t weight_gradient_scratch(const ConvGradient& conv, int64_t outputs, int64_t channels) {
   const int64_t span = RUN + 2 * conv.halo(), widest = outputs > channels ? outputs : channels;
-  return 36 * outputs * channels + 2 * outputs * RUN + 4 * channels * span + 8 * (span + 8) + 2 * widest;
+  return 36 * outputs * channels + 2 * outputs * RUN + 4 * channels * span + 16 * (span + 8) + 2 * widest;
 }
+
+// A convolution of 3 x 3 cells with a border of one, of bfloat16; in and out as many channels as fill pairs of tiles.
+struct Convolution {
+  FeatureShape shape;  // of an input
+  int64_t images, outputs;
+  const bfloat16* inputs;    // (images, height, width, channels)
+  const bfloat16* weights;   // (outputs / 32, channels / 32, cell: 9, half of 32 outputs, pair of channels: 16, output: 16, 2)
+  const bfloat16* positive;  // of the inputs' shape, or none: where it is not, the inputs count as zero
+  const float* bias;         // (outputs), or none
+  const bfloat16* add;       // to the maps, or none
+  bfloat16* maps;            // (images, height, width, outputs), or half of height and width
+  bool relu, pool;           // pool: the largest of 2 x 2 cells
+
+  // Places are cells in order of memory with zeros between: one after each row, and rows between images, so that there
+  // is an even number from image to image where they are pooled.
+  int64_t line() const { return shape.width + 1; }
+  int64_t rows() const { return pool ? shape.height / 2 * 2 + 2 : shape.height + 1; }
+  int64_t places() const { return ((images - 1) * rows() + shape.height) * line(); }
+  int64_t halo() const { return line() + 1; }  // what a place's neighbours may lie before it or after it
+};
+
+// What one thread computes at a time: places of all images, and groups of 32 outputs. Pairs of rows where they are pooled.
+struct ConvolutionPiece {
+  int64_t first, count, panel, panels;
+};
+
+// Computes a piece. Only where there is AMX.
+typedef void (*ConvolutionKernel)(const Convolution&, const ConvolutionPiece&, char* scratch);
+
+// Bytes of the inputs of so many places and of the sums of 32 outputs there.
+inline int64_t convolution_scratch(const Convolution& conv, int64_t count) {
+  const int64_t whole = (count + 31) / 32 * 32;
+  return 2 * conv.shape.channels * (whole + 2 * conv.halo()) + 128 * whole;
+}
+
+// Weights (outputs, 3, 3, channels) to be put in the order of Convolution; `transposed`: in that of the gradient of the
+// inputs, whose outputs are the channels. Of 32 outputs at a time.
+struct ConvolutionWeights {
+  int64_t outputs, channels;
+  const bfloat16* weights;
+  bfloat16* packed;
+  bool transposed;
+};
+typedef void (*PackConvolution)(const ConvolutionWeights&, int64_t panel);
 
 struct Kernels {
   const char* name;

@@ -3,71 +3,21 @@
 // A weight's gradient is the sum over places of grad[place] * inputs[place + shift], one shift for each of 9 cells. Tiles
 // hold 16 outputs x 32 places of the gradient, and 16 pairs of places x 16 channels of the inputs: pairs that begin at
 // even places serve even shifts, those that begin at odd places the others, so that every tile is 1 KB in a row.
-#include <immintrin.h>
-
 #include <cstring>
 
-#include "tables.h"
+#include "amx.h"
 
 namespace {
 
-using rcnn::bfloat16;
 using rcnn::ConvGradient;
 using rcnn::ConvPiece;
 using rcnn::RUN;
 using rcnn::TILE_DEPTH;
 using rcnn::TILE_SIDE;
 
-constexpr int64_t TILE = 1024, LINE = 64;           // bytes: of a tile, of its rows
 constexpr int64_t PLACE = 2 * TILE_SIDE;            // bytes of a place in 16 channels
 constexpr int64_t PAIR = 2 * TILE_SIDE, CELLS = 9;  // channels or outputs of two tiles; cells of a weight
 constexpr int64_t SUMS = 4 * TILE;                  // of two tiles of outputs and two of channels, for one cell
-
-// GCC does not know that tiles are loaded from memory, nor how much of it holds their sizes.
-inline void finish_writing(const void* memory) { asm volatile("" ::"r"(memory) : "memory"); }
-
-void configure() {
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t line[16] = {};
-    uint8_t rows[16] = {};
-  } sizes;
-  for (int i = 0; i < 8; ++i) sizes.line[i] = LINE, sizes.rows[i] = TILE_SIDE;
-  finish_writing(&sizes);
-  _tile_loadconfig(&sizes);
-}
-
-// A place's 32 channels in the order in which unpacking two places leaves 16 pairs of them in order, and 16 more.
-inline __m512i read(const bfloat16* row) {
-  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(row));
-}
-
-inline void write(char* to, __m512i values) { _mm512_store_si512(to, values); }
-
-// Rows of 16 pairs become columns.
-inline void transpose(__m512i* rows) {
-  __m512i half[16];
-  for (int i = 0; i < 16; i += 2) {
-    half[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    half[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int k = 0; k < 2; ++k) {
-      rows[i + 2 * k] = _mm512_unpacklo_epi64(half[i + k], half[i + k + 2]);
-      rows[i + 2 * k + 1] = _mm512_unpackhi_epi64(half[i + k], half[i + k + 2]);
-    }
-  for (int c = 0; c < 4; ++c) {  // rows[4 q + c] holds of rows 4 q .. 4 q + 3 the columns c, c + 4, c + 8, c + 12
-    const __m512i low = _mm512_shuffle_i32x4(rows[c], rows[4 + c], 0x44);
-    const __m512i high = _mm512_shuffle_i32x4(rows[c], rows[4 + c], 0xee);
-    const __m512i next_low = _mm512_shuffle_i32x4(rows[8 + c], rows[12 + c], 0x44);
-    const __m512i next_high = _mm512_shuffle_i32x4(rows[8 + c], rows[12 + c], 0xee);
-    half[c] = _mm512_shuffle_i32x4(low, next_low, 0x88);
-    half[4 + c] = _mm512_shuffle_i32x4(low, next_low, 0xdd);
-    half[8 + c] = _mm512_shuffle_i32x4(high, next_high, 0x88);
-    half[12 + c] = _mm512_shuffle_i32x4(high, next_high, 0xdd);
-  }
-  for (int i = 0; i < 16; ++i) rows[i] = half[i];
-}
 
 // Where the factors of a sum begin: two tiles' worth of outputs, of channels, and the sums.
 struct Factors {
@@ -80,7 +30,7 @@ struct Piece {
   const ConvPiece part;
   const int64_t line, halo, grad_stride, input_stride;  // strides in bytes, from 16 outputs or channels to the next
   char *sums, *grad, *even, *odd;
-  const bfloat16** rows;
+  const bfloat16 **rows, **signs;  // at each place, of the maps and of what is positive there
   bfloat16* zeros;
   __m512 bias[16] = {};
 
@@ -92,16 +42,17 @@ struct Piece {
     even = grad + part.outputs / TILE_SIDE * grad_stride;
     odd = even + part.channels / TILE_SIDE * input_stride;
     rows = reinterpret_cast<const bfloat16**>(odd + part.channels / TILE_SIDE * input_stride);
-    zeros = reinterpret_cast<bfloat16*>(rows + RUN + 2 * halo + 8);
+    signs = rows + RUN + 2 * halo + 8;
+    zeros = reinterpret_cast<bfloat16*>(signs + RUN + 2 * halo + 8);
     std::memset(zeros, 0, sizeof(bfloat16) * (part.outputs > part.channels ? part.outputs : part.channels));
   }
 
-  // Sets `rows` to the first of a map's channels at each of the places; outside of the maps they are zero.
-  void locate(const bfloat16* maps, int64_t channels, int64_t first, int64_t count) const {
+  // Finds the first of a map's channels at each of the places; outside of the maps they are zero.
+  void locate(const bfloat16** at, const bfloat16* maps, int64_t channels, int64_t first, int64_t count) const {
     int64_t row = (first + 2 * line) / line - 2, column = first - row * line;  // halo <= 2 * line places before the maps
     const bfloat16* begin = begin_of(maps, channels, row);
     for (int64_t k = 0; k < count; ++k) {
-      rows[k] = begin && column < conv.shape.width ? begin + column * channels : zeros;
+      at[k] = begin && column < conv.shape.width ? begin + column * channels : zeros;
       if (++column == line) begin = begin_of(maps, channels, ++row), column = 0;
     }
   }
@@ -114,18 +65,25 @@ struct Piece {
   }
 
   void pack_grad(int64_t first, int64_t count) {
-    locate(conv.grad + part.first_output, conv.outputs, first, count);
+    locate(rows, conv.grad + part.first_output, conv.outputs, first, count);
+    if (conv.positive) locate(signs, conv.positive + part.first_output, conv.outputs, first, count);
     for (int64_t f = 0; f < part.outputs; f += PAIR)
       for (int64_t k = 0; k < count; k += TILE_DEPTH)
-        pack_two_tiles(rows + k, f, grad + f / TILE_SIDE * grad_stride + k * PLACE);
+        pack_two_tiles(k, f, grad + f / TILE_SIDE * grad_stride + k * PLACE);
   }
 
-  void pack_two_tiles(const bfloat16* const* from, int64_t f, char* to) {
+  __m512i read_grad(int64_t k, int64_t f) const {
+    const __m512i values = read_for_pairs(rows[k] + f);
+    if (!conv.positive) return values;
+    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(read_for_pairs(signs[k] + f), _mm512_setzero_si512()), values);
+  }
+
+  void pack_two_tiles(int64_t k, int64_t f, char* to) {
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     __m512i low[16], high[16];
     __m512* sum = bias + f / TILE_SIDE;
     for (int i = 0; i < 16; ++i) {
-      const __m512i one = read(from[2 * i] + f), other = read(from[2 * i + 1] + f);
+      const __m512i one = read_grad(k + 2 * i, f), other = read_grad(k + 2 * i + 1, f);
       low[i] = _mm512_unpacklo_epi16(one, other);
       high[i] = _mm512_unpackhi_epi16(one, other);
       sum[0] = _mm512_dpbf16_ps(sum[0], (__m512bh)low[i], ones);
@@ -142,15 +100,15 @@ struct Piece {
     const int64_t kept = first ? 2 * halo : 0, fresh = count + 2 * halo - kept;
     for (int64_t c = 0; kept && c < 2 * part.channels / TILE_SIDE; ++c)
       std::memmove(even + c * input_stride, even + c * input_stride + RUN * PLACE, kept * PLACE);
-    locate(conv.inputs + part.first_channel, conv.shape.channels, first - halo + kept, fresh + 1);
+    locate(rows, conv.inputs + part.first_channel, conv.shape.channels, first - halo + kept, fresh + 1);
     for (int64_t c = 0; c < part.channels; c += PAIR)
       pack_pairs(c, fresh, c / TILE_SIDE * input_stride + kept * PLACE);
   }
 
   void pack_pairs(int64_t c, int64_t count, int64_t at) const {
-    __m512i one = read(rows[0] + c);
+    __m512i one = read_for_pairs(rows[0] + c);
     for (int64_t k = 0; k < count; k += 2, at += LINE) {
-      const __m512i other = read(rows[k + 1] + c), next = read(rows[k + 2] + c);
+      const __m512i other = read_for_pairs(rows[k + 1] + c), next = read_for_pairs(rows[k + 2] + c);
       write(even + at, _mm512_unpacklo_epi16(one, other));
       write(even + at + input_stride, _mm512_unpackhi_epi16(one, other));
       write(odd + at, _mm512_unpacklo_epi16(other, next));
@@ -182,34 +140,8 @@ struct Piece {
   }
 
   void start(const Factors& now, bool first) const {
-    _tile_loadd(4, now.grad, LINE);
-    _tile_loadd(6, now.inputs, LINE);
-    _tile_loadd(7, now.inputs + input_stride, LINE);
-    _tile_loadd(5, now.grad + grad_stride, LINE);
-    if (first) return zero();
-    _tile_loadd(0, now.sums, LINE);
-    _tile_loadd(1, now.sums + TILE, LINE);
-    _tile_loadd(2, now.sums + 2 * TILE, LINE);
-    _tile_loadd(3, now.sums + 3 * TILE, LINE);
-  }
-
-  static void zero() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-
-  // Multiplies the factors in the tiles and loads these.
-  void step(const char* of_grad, const char* of_inputs) const {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(4, of_grad, LINE);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_loadd(6, of_inputs, LINE);
-    _tile_dpbf16ps(3, 5, 7);
-    _tile_loadd(7, of_inputs + input_stride, LINE);
-    _tile_loadd(5, of_grad + grad_stride, LINE);
+    load_factors(now.grad, grad_stride, now.inputs, input_stride);
+    first ? zero_sums() : load_sums(now.sums);
   }
 
   void multiply(const Factors& now, const Factors& next, int64_t depth) const {
@@ -218,21 +150,16 @@ struct Piece {
     for (int64_t k = 1; k < depth; ++k) {
       for (int64_t i = 0; i < ahead; i += LINE) _mm_prefetch(fetched + i, _MM_HINT_T0);
       fetched += ahead;
-      step(now.grad + k * TILE, now.inputs + k * TILE);
+      multiply_and_load(now.grad + k * TILE, grad_stride, now.inputs + k * TILE, input_stride);
     }
-    step(next.grad, next.inputs);
+    multiply_and_load(next.grad, grad_stride, next.inputs, input_stride);
   }
 
   static void finish(const Factors& now, const Factors& next, bool first) {
-    _tile_stored(0, now.sums, LINE);
-    if (!first) _tile_loadd(0, next.sums, LINE);
-    _tile_stored(1, now.sums + TILE, LINE);
-    if (!first) _tile_loadd(1, next.sums + TILE, LINE);
-    _tile_stored(2, now.sums + 2 * TILE, LINE);
-    if (!first) _tile_loadd(2, next.sums + 2 * TILE, LINE);
-    _tile_stored(3, now.sums + 3 * TILE, LINE);
-    if (!first) _tile_loadd(3, next.sums + 3 * TILE, LINE);
-    if (first) zero();
+    if (first)
+      store_sums(now.sums), zero_sums();
+    else
+      exchange_sums(now.sums, next.sums);
   }
 
   void store_weight() const {

@@ -1,0 +1,144 @@
+"""A convolution of 3 x 3 cells in bfloat16 on the matrix tiles of AMX, and the gradient of what it sees.
+
+The compiled kernel, its reference, and the operator `rcnn::convolution`.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import BFloat16, Float32
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcnn.ops import kernels
+
+UNIT = 32  # channels of two tiles: what the compiled kernel computes at a time
+LEAST_WEIGHTS = 64 * 128  # in and out: of fewer, what it prepares costs what its products gain
+LEAST_WORK = 5e8  # FLOPs: where smaller layers gain too, it is little
+
+
+def convolution(
+    x: BFloat16[Tensor, "B E h w"],
+    weight: BFloat16[Tensor, "f e 9 1024"],
+    bias: Float32[Tensor, "F"] | None = None,
+    *,
+    positive: BFloat16[Tensor, "B E h w"] | None = None,
+    add: BFloat16[Tensor, "B F h w"] | None = None,
+    relu: bool = False,
+    pool: bool = False,
+) -> BFloat16[Tensor, "B F y x"]:
+    """`relu(conv2d(x, weight, bias, padding=1) + add)`, summed in float32 and rounded once. Not differentiable.
+
+    Args:
+        x: fastest in channels-last layout, as the result is.
+        weight: of `pack`; AMX multiplies pairs (Intel, Architecture Instruction Set Extensions, 3.4).
+        positive: where this is not above zero, x counts as zero.
+        pool: followed by `max_pool2d(..., 2, 2)`; then nothing is added.
+
+    Returns:
+        Bits do not depend on the number of threads, nor on what else is in the batch.
+    """
+    return OPERATOR(x, weight, bias, positive, add, relu, pool)
+
+
+def gradient(
+    grad: BFloat16[Tensor, "B F h w"],
+    weight: BFloat16[Tensor, "F E 3 3"],
+    *,
+    positive: BFloat16[Tensor, "B F h w"] | None = None,
+) -> BFloat16[Tensor, "B E h w"]:
+    """Compute the gradient of the x of `conv2d(x, weight, padding=1)`: a convolution too.
+
+    Args:
+        grad: of the map.
+        positive: where this is not above zero, so is the gradient: it is that of a ReLU, whose result this is.
+    """
+    return convolution(grad, pack(weight, transposed=True), positive=positive)
+
+
+def pays(weight: Tensor, x: Tensor, sizes: Any) -> bool:
+    """Whether `convolution` computes such a one and is the faster way.
+
+    Args:
+        sizes: stride, padding, dilation and groups of the convolution.
+    """
+    *pairs, groups = sizes
+    form = (tuple(weight.shape[2:]), *(tuple(pair) for pair in pairs), groups)
+    if form != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or x.dtype != torch.bfloat16:
+        return False
+    large = 2 * 9 * len(weight) * x.numel() >= LEAST_WORK and len(weight) * x.shape[1] >= LEAST_WEIGHTS
+    return large and not any(side % UNIT for side in weight.shape[:2]) and _module(x) is not None
+
+
+def _module(x: Tensor) -> Any:
+    module = kernels.module_for(x.device)
+    return module if module is not None and hasattr(module, "convolution") and module.has_amx() else None
+
+
+def pack(weight: BFloat16[Tensor, "F E 3 3"], *, transposed: bool = False) -> BFloat16[Tensor, "f e 9 1024"]:
+    """The weights in the order in which the kernel reads them: of each cell, 16 pairs of channels by 16 outputs, twice.
+
+    Args:
+        transposed: of the convolution that is the gradient of the inputs: channels are outputs, cells go backwards.
+    """
+    stored, module = weight.permute(0, 2, 3, 1).contiguous(), _module(weight)
+    if module is None:
+        return _pack(weight.transpose(0, 1).flip(2, 3) if transposed else weight)
+    outputs, channels = weight.shape[:2][:: -1 if transposed else 1]
+    packed = weight.new_empty(outputs // UNIT, channels // UNIT, 9, UNIT * UNIT)
+    module.pack_convolution(stored, packed, transposed, torch.get_num_threads())
+    return packed
+
+
+def _pack(weight: BFloat16[Tensor, "F E 3 3"]) -> BFloat16[Tensor, "f e 9 1024"]:
+    tiles = weight.flatten(2).unflatten(0, (-1, 2, UNIT // 2)).unflatten(3, (-1, UNIT // 2, 2))
+    return tiles.permute(0, 3, 6, 1, 4, 2, 5).flatten(3).contiguous()
+
+
+def convolution_reference(
+    x: BFloat16[Tensor, "B E h w"],
+    weight: BFloat16[Tensor, "f e 9 1024"],
+    bias: Float32[Tensor, "F"] | None,
+    positive: BFloat16[Tensor, "B E h w"] | None,
+    add: BFloat16[Tensor, "B F h w"] | None,
+    relu: bool,
+    pool: bool,
+) -> BFloat16[Tensor, "B F y x"]:
+    """Compute `convolution` in float32 from the weights put back in order."""
+    tiles = weight.unflatten(3, (2, UNIT // 2, UNIT // 2, 2))
+    ordered = tiles.permute(0, 3, 5, 1, 4, 6, 2).flatten(3, 5).flatten(0, 2).unflatten(2, (3, 3))
+    x = x if positive is None else torch.where(positive > 0, x, 0)
+    y = F.conv2d(x.float().contiguous(), ordered.float(), bias, padding=1)
+    y = y if add is None else y + add
+    y = F.max_pool2d(y, 2, 2) if pool else y
+    y = (F.relu(y) if relu else y).bfloat16()
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positive: Tensor | None,
+    add: Tensor | None,
+    relu: bool,
+    pool: bool,
+) -> Tensor:
+    module = _module(x)
+    if module is None:
+        return convolution_reference(x, weight, bias, positive, add, relu, pool)
+    (images, _, *sides), outputs = x.shape, UNIT * len(weight)
+    out = x.new_empty(images, *(side // 2 if pool else side for side in sides), outputs)
+    none = x.new_empty(0, 1, 1, 1)
+    seen, signs, added = (none if y is None else y.permute(0, 2, 3, 1).contiguous() for y in (x, positive, add))
+    bias = x.new_empty(0, dtype=torch.float32) if bias is None else bias
+    module.convolution(seen, signs, weight, bias, added, out, relu, pool, torch.get_num_threads())
+    return out.permute(0, 3, 1, 2)
+
+
+_library = torch.library.Library("rcnn", "FRAGMENT")  # torch.library.custom_op would load the compiler, for a second
+_library.define(
+    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? positive, Tensor? add, bool relu, bool pool) -> Tensor"
+)
+_library.impl("convolution", _convolution, "CPU")
+OPERATOR = torch.ops.rcnn.convolution

@@ -1,0 +1,212 @@
+// A convolution of 3 x 3 cells by products of tiles of bfloat16 (AMX).
+//
+// The inputs of a piece are copied once, for each 32 channels place after place, so that 16 places from any cell on are a
+// tile, and a neighbour's products need no other. The weights of 32 outputs, 32 channels and 9 cells then stay in the first
+// cache while they pass over the places.
+#include "amx.h"
+
+namespace {
+
+using rcnn::Convolution;
+using rcnn::ConvolutionPiece;
+using rcnn::ConvolutionWeights;
+
+constexpr int64_t CELLS = 9, BLOCK = 32, PANEL = 32, DEPTH = 32;  // places of a block, outputs of a panel, channels
+constexpr int64_t SUMS = 4 * TILE, WEIGHTS = CELLS * 2 * TILE;    // bytes, of a block and a panel
+constexpr int64_t PLACE = DEPTH * 2;                              // bytes, of a place
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+struct Piece {
+  const Convolution& conv;
+  const ConvolutionPiece part;
+  const int64_t line, halo, blocks, span;  // places of a line, around, in blocks, with those around
+  char *inputs, *sums;
+
+  Piece(const Convolution& of, const ConvolutionPiece& piece, char* scratch)
+      : conv(of), part(piece), line(of.line()), halo(of.halo()), blocks((piece.count + BLOCK - 1) / BLOCK),
+        span(blocks * BLOCK + 2 * halo), inputs(scratch), sums(scratch + span * conv.shape.channels * 2) {}
+
+  // Where a row of places begins in the inputs; negative: it lies between images or outside of them.
+  int64_t start_of(int64_t row) const {
+    const int64_t image = row / conv.rows(), y = row % conv.rows();
+    const bool inside = row >= 0 && image < conv.images && y < conv.shape.height;
+    return inside ? (image * conv.shape.height + y) * conv.shape.width * conv.shape.channels : -1;
+  }
+
+  void pack() const {
+    const int64_t first = part.first - halo;
+    int64_t row = (first + 2 * line) / line - 2, column = first - row * line;  // halo <= 2 * line
+    for (int64_t k = 0; k < span; ++row, column = 0) {
+      const int64_t start = start_of(row), end = least(span, k + line - column);
+      const int64_t inside = start < 0 ? k : least(end, k + conv.shape.width - column);
+      if (k < inside) copy(start + column * conv.shape.channels, k, inside);
+      for (k = k < inside ? inside : k; k < end; ++k)
+        for (int64_t c = 0; c < conv.shape.channels; c += DEPTH) write(place(c, k), _mm512_setzero_si512());
+    }
+  }
+
+  char* place(int64_t channel, int64_t k) const { return inputs + (channel / DEPTH * span + k) * PLACE; }
+
+  void copy(int64_t at, int64_t k, int64_t end) const {
+    const int64_t channels = conv.shape.channels;
+    for (; k < end; ++k, at += channels)
+      for (int64_t c = 0; c < channels; c += DEPTH) write(place(c, k), read(at + c));
+  }
+
+  __m512i read(int64_t at) const {
+    const __m512i values = _mm512_loadu_si512(conv.inputs + at);
+    if (!conv.positive) return values;
+    const __m512i of = _mm512_loadu_si512(conv.positive + at);
+    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(of, _mm512_setzero_si512()), values);
+  }
+
+  // The block that comes after one: the next below it, which shares two of three lines with it, or a column's first.
+  int64_t after(int64_t block) const {
+    const int64_t below = line < BLOCK ? 1 : (line + BLOCK / 2) / BLOCK;
+    const int64_t column = block % below + 1;
+    return block + below < blocks ? block + below : column < below && column < blocks ? column : 0;
+  }
+
+  // The products of 32 channels and a panel of weights, added to the sums of all blocks. A block's factors and sums are
+  // fetched during the block before it, and weights on their way from memory into the second cache all the time.
+  void add_products(const char* of_inputs, const char* weights, bool first) const {
+    int64_t shifts[CELLS + 1] = {};
+    for (int64_t cell = 0; cell < CELLS; ++cell) shifts[cell] = (cell / 3 * line + cell % 3) * PLACE;
+    const int64_t lines = (WEIGHTS / LINE + blocks * CELLS - 1) / (blocks * CELLS);  // of weights, fetched in a step
+    const char* fetched = weights + WEIGHTS;
+    load_factors(of_inputs, TILE, weights, TILE);
+    first ? zero_sums() : load_sums(sums);
+    int64_t block = 0;
+    for (int64_t k = 0; k < blocks; ++k) {
+      const int64_t next = after(block);
+      const char *here = of_inputs + block * BLOCK * PLACE, *ahead = sums + next * SUMS;
+      for (int64_t cell = 1; cell < CELLS; ++cell, ahead += SUMS / (CELLS - 1)) {
+        for (int64_t i = 0; i < lines; ++i, fetched += LINE) _mm_prefetch(fetched, _MM_HINT_T1);
+        for (int64_t i = 0; i < SUMS / (CELLS - 1); i += LINE) _mm_prefetch(ahead + i, _MM_HINT_T0);
+        multiply_and_load(here + shifts[cell], TILE, weights + cell * 2 * TILE, TILE);
+      }
+      multiply_and_load(of_inputs + next * BLOCK * PLACE, TILE, weights, TILE);
+      if (first)
+        store_sums(sums + block * SUMS), zero_sums();
+      else
+        exchange_sums(sums + block * SUMS, sums + next * SUMS);
+      block = next;
+    }
+  }
+
+  void compute() const {
+    pack();
+    configure();
+    for (int64_t panel = part.panel; panel < part.panel + part.panels; ++panel) {
+      const char* weights = reinterpret_cast<const char*>(conv.weights) + panel * conv.shape.channels / DEPTH * WEIGHTS;
+      finish_writing(inputs);
+      for (int64_t c = 0; c < conv.shape.channels / DEPTH; ++c)
+        add_products(inputs + c * span * PLACE, weights + c * WEIGHTS, c == 0);
+      finish_writing(sums);
+      conv.pool ? store_pooled(panel * PANEL) : store(panel * PANEL);
+    }
+    _tile_release();
+  }
+
+  __m512 sums_of(int64_t place, int64_t half) const {
+    return _mm512_load_ps(sums + place / 16 * 2 * TILE + half * TILE + place % 16 * LINE);
+  }
+
+  __m512 bias_of(int64_t output) const {
+    return conv.bias ? _mm512_loadu_ps(conv.bias + output) : _mm512_setzero_ps();
+  }
+
+  void round_to(int64_t index, __m512 low, __m512 high) const {
+    if (conv.add) {
+      low = _mm512_add_ps(low, widened(conv.add + index));
+      high = _mm512_add_ps(high, widened(conv.add + index + 16));
+    }
+    if (conv.relu) {  // of a NaN the second, so it stays
+      low = _mm512_max_ps(_mm512_setzero_ps(), low);
+      high = _mm512_max_ps(_mm512_setzero_ps(), high);
+    }
+    _mm512_storeu_si512(conv.maps + index, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+
+  static __m512 widened(const bfloat16* from) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), 16);
+  }
+
+  void store(int64_t output) const {
+    const __m512 low = bias_of(output), high = bias_of(output + 16);
+    int64_t row = part.first / line, column = part.first % line;
+    for (int64_t k = 0; k < part.count; ++row, column = 0) {
+      const int64_t end = least(part.count, k + line - column), inside = least(end, k + conv.shape.width - column);
+      const int64_t image = row / conv.rows(), y = row % conv.rows();
+      int64_t at = ((image * conv.shape.height + y) * conv.shape.width + column) * conv.outputs + output;
+      for (; y < conv.shape.height && k < inside; ++k, at += conv.outputs)
+        round_to(at, _mm512_add_ps(low, sums_of(k, 0)), _mm512_add_ps(high, sums_of(k, 1)));
+      k = end;
+    }
+  }
+
+  void store_pooled(int64_t output) const {
+    const int64_t height = conv.shape.height / 2, width = conv.shape.width / 2;
+    for (int64_t k = 0; k + line < part.count; k += 2 * line) {
+      const int64_t row = (part.first + k) / line, image = row / conv.rows(), y = row % conv.rows() / 2;
+      if (y >= height) continue;
+      int64_t at = (image * height + y) * width * conv.outputs + output;
+      for (int64_t place = k; place < k + 2 * width; place += 2, at += conv.outputs)
+        round_to(at, _mm512_add_ps(bias_of(output), largest(place, 0)), _mm512_add_ps(bias_of(output + 16), largest(place, 1)));
+    }
+  }
+
+  __m512 largest(int64_t place, int64_t half) const {
+    return larger(larger(sums_of(place, half), sums_of(place + 1, half)),
+                  larger(sums_of(place + line, half), sums_of(place + line + 1, half)));
+  }
+
+  // A NaN is larger than all.
+  static __m512 larger(__m512 a, __m512 b) {
+    return _mm512_mask_add_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q), a, b);
+  }
+};
+
+void convolve(const Convolution& conv, const ConvolutionPiece& part, char* scratch) { Piece(conv, part, scratch).compute(); }
+
+// Two tiles of a cell: of 32 outputs and 32 channels, pairs of channels by outputs.
+void pack_cell(const bfloat16* weights, int64_t stride, char* to) {
+  for (int half = 0; half < 2; ++half, weights += 16 * stride, to += TILE) {
+    __m512i rows[16];
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(weights + i * stride);
+    transpose(rows);
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * LINE, rows[i]);
+  }
+}
+
+// The same of 32 channels as outputs: what were outputs are pairs.
+void pack_cell_transposed(const bfloat16* weights, int64_t stride, char* to) {
+  for (int i = 0; i < 16; ++i) {
+    const __m512i one = read_for_pairs(weights + 2 * i * stride), other = read_for_pairs(weights + (2 * i + 1) * stride);
+    _mm512_storeu_si512(to + i * LINE, _mm512_unpacklo_epi16(one, other));
+    _mm512_storeu_si512(to + TILE + i * LINE, _mm512_unpackhi_epi16(one, other));
+  }
+}
+
+// Of 32 outputs, whose weights lie together: they are read in the order of memory.
+void pack(const ConvolutionWeights& of, int64_t panel) {
+  const int64_t stride = CELLS * of.channels, others = of.channels / DEPTH;
+  for (int64_t cell = 0; cell < CELLS; ++cell)
+    for (int64_t c = 0; c < others; ++c) {
+      const bfloat16* from = of.weights + panel * PANEL * stride + cell * of.channels + c * DEPTH;
+      const int64_t at = of.transposed ? (c * of.outputs / PANEL + panel + 1) * CELLS - 1 - cell
+                                       : (panel * others + c) * CELLS + cell;
+      char* to = reinterpret_cast<char*>(of.packed) + at * 2 * TILE;
+      of.transposed ? pack_cell_transposed(from, stride, to) : pack_cell(from, stride, to);
+    }
+}
+
+}  // namespace
+
+namespace rcnn {
+extern const ConvolutionKernel convolution_amx;
+extern const PackConvolution pack_convolution_amx;
+const ConvolutionKernel convolution_amx = convolve;
+const PackConvolution pack_convolution_amx = pack;
+}  // namespace rcnn
