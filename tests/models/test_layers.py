@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn.models.layers import FusedConv, FusedLinear, LowRank, activate, can_pack, convolve, dense, fuse, truncate
+from rcnn.models.layers import (
+    FusedConv,
+    FusedLinear,
+    LowRank,
+    activate,
+    can_pack,
+    convolve,
+    convolve_and_pool,
+    dense,
+    fuse,
+    truncate,
+)
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.ops import has_kernels
 
@@ -171,24 +182,44 @@ def test_in_autocast_the_training_form_computes_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("differentiated", [True, False])
-@pytest.mark.parametrize("normalised", [False, True])
-def test_gradients_by_our_kernel_are_those_by_onednn(
-    differentiated: bool, normalised: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("normalised", "added"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("least", [(0, 0), (1 << 40, 0), (0, 1 << 40)])
+def test_values_and_gradients_by_our_kernels_are_those_by_onednn(
+    differentiated: bool, normalised: bool, added: bool, least: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcnn.ops.weight_gradient.LEAST_WORK", 0)
+    for kernel, work in zip(("convolution", "weight_gradient"), least, strict=True):
+        monkeypatch.setattr(f"rcnn.ops.{kernel}.LEAST_WORK", work)
     conv = nn.Conv2d(128, 160, 3, padding=1, bias=not normalised)
     norm, results = random_norm(160) if normalised else None, []
     x = torch.randn(2, 128, 9, 14).to(memory_format=torch.channels_last).requires_grad_(differentiated)
-    leaves = [*conv.parameters(), *([x] if differentiated else [])]
+    add = torch.randn(2, 160, 9, 14, requires_grad=True) if added else None
+    leaves = [*conv.parameters(), *([x] if differentiated else []), *([] if add is None else [add])]
     upstream = torch.randn(2, 160, 9, 14)
     for kernels in ("", "reference"):
         monkeypatch.setenv("RCNN_KERNELS", kernels)
         with torch.autocast("cpu", torch.bfloat16):
-            y = convolve(x, conv, norm, relu=True)
-        results.append(torch.autograd.grad(y, leaves, upstream.bfloat16()))
+            y = convolve(x, conv, norm, relu=True, add=add)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, upstream.bfloat16())])
     for a, b in zip(*results, strict=True):
-        assert a.dtype == b.dtype == torch.float32 and a.stride() == b.stride()
+        assert a.dtype == b.dtype and a.stride() == b.stride()
         assert torch.allclose(a, b, rtol=0.01, atol=0.01 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_pooled_it_is_convolution_relu_and_pooling(
+    trained: bool, fused: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.ops.convolution.LEAST_WORK", 0)
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=biased).requires_grad_(trained)
+    x = torch.randn(2, 64, 9, 14).bfloat16().to(memory_format=torch.channels_last)
+    expected = F.max_pool2d(F.conv2d(x.double(), conv.weight.bfloat16().double(), None, padding=1), 2, 2)
+    expected = F.relu(expected if conv.bias is None else expected + conv.bias.double()[:, None, None])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolve_and_pool(x, FusedConv(conv, torch.bfloat16) if fused else conv)
+    assert y.dtype == torch.bfloat16 and y.requires_grad == (trained and not fused)
+    assert torch.allclose(y.double(), expected, rtol=0.01, atol=0.01)
 
 
 def test_other_types_are_not_packed() -> None:

@@ -12,6 +12,7 @@ from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
 from rcnn.ops import convolution, weight_gradient
 from rcnn.ops import linear as tiles
+from rcnn.ops.pool import max_pool
 from rcnn.ops.winograd import pays, transform_weight, winograd
 
 Map = Real[Tensor, "B F h w"]  # in uint8 between quantised layers
@@ -42,6 +43,23 @@ def convolve(
         if can_pack(x) and conv.groups == 1:
             return _Conv.apply(x, weight, bias, add, sizes, relu)
     return _plain(x, weight, bias, add, sizes, relu=relu)
+
+
+def convolve_and_pool(x: Real[Tensor, "B E H W"], conv: nn.Module) -> Map:
+    """`max_pool(convolve(x, conv, relu=True), 2, stride=2)`, as one kernel where no gradient passes."""
+    if isinstance(conv, FusedConv):
+        return conv(x, relu=True, pool=True)
+    if isinstance(conv, nn.Conv2d) and conv.bias is not None and not _wants_gradient(x, conv):
+        x, weight, bias = _as_autocast(x, conv.weight, conv.bias)
+        if convolution.pays(weight, x, _sizes(conv), pool=True):
+            return convolution.convolution(x, convolution.pack(weight), bias.float(), relu=True, pool=True)
+    return max_pool(convolve(x, conv, relu=True), 2, stride=2)
+
+
+def _wants_gradient(x: Tensor, layer: nn.Module) -> bool:
+    """Whether one may pass through the layer; the compiler is to see it in parts too."""
+    wants = any(y.requires_grad for y in (x, *layer.parameters()))
+    return (torch.is_grad_enabled() and wants) or torch.compiler.is_compiling()
 
 
 def dense(x: Real[Tensor, "n *E"], linear: nn.Module, *, relu: bool = False) -> Real[Tensor, "n D"]:
@@ -136,14 +154,16 @@ class FusedConv(nn.Module):
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()
-    def _prepare(self, conv: nn.Conv2d, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None, sizes: Any) -> None:
+    def _prepare(
+        self, conv: nn.Conv2d, x: Float[Tensor, "B E H W"], norm: FrozenBatchNorm | None, sizes: Any, *, pool: bool
+    ) -> None:
         """Make the weights ready for inputs like x, then let go of the layer; other threads may be at it too."""
         (weight, bias), (stride, padding, dilation, groups) = _fold(conv, norm), sizes
         bias = (weight.new_zeros(len(weight)) if bias is None else bias).detach()
         weight, run = weight.detach().to(self.dtype, memory_format=torch.channels_last), _plain
         if self.winograd and pays(conv, x):
             weight, run = transform_weight(weight), _winograd
-        elif convolution.pays(weight, x, sizes):
+        elif convolution.pays(weight, x, sizes, pool=pool):
             weight, bias, run = convolution.pack(weight), bias.float(), _on_tiles
         elif can_pack(x) and groups == 1:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
@@ -158,11 +178,15 @@ class FusedConv(nn.Module):
         *,
         relu: bool = False,
         add: Map | None = None,
+        pool: bool = False,
     ) -> Map:
         x, sizes = _seen(x, self.kernel_size, self.sizes)
         if (conv := self.conv) is not None:
-            self._prepare(conv, x, norm, sizes)
-        return self.run(x, self.weight, self.bias, add, sizes, relu=relu)
+            self._prepare(conv, x, norm, sizes, pool=pool)
+        if pool and self.run is _on_tiles:
+            return convolution.convolution(x, self.weight, self.bias, relu=relu, pool=True)
+        y = self.run(x, self.weight, self.bias, add, sizes, relu=relu)
+        return max_pool(y, 2, stride=2) if pool else y
 
 
 class FusedLinear(nn.Module):

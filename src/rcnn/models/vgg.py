@@ -4,8 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcnn.models.initial import initialise
-from rcnn.models.layers import convolve
-from rcnn.ops.pool import max_pool
+from rcnn.models.layers import convolve, convolve_and_pool
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -30,8 +29,8 @@ class VGG16(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 512 h w"]:
         for stage, widths in enumerate(STAGES, start=1):
-            for i in range(1, len(widths) + 1):
-                x = convolve(x, self.get_submodule(f"conv{stage}_{i}"), relu=True)
-            if stage < len(STAGES):
-                x = max_pool(x, 2, stride=2)
+            *others, last = (self.get_submodule(f"conv{stage}_{i}") for i in range(1, len(widths) + 1))
+            for conv in others:
+                x = convolve(x, conv, relu=True)
+            x = convolve_and_pool(x, last) if stage < len(STAGES) else convolve(x, last, relu=True)
         return x

@@ -56,17 +56,18 @@ def gradient(
     return convolution(grad, pack(weight, transposed=True), positive=positive)
 
 
-def pays(weight: Tensor, x: Tensor, sizes: Any) -> bool:
+def pays(weight: Tensor, x: Tensor, sizes: Any, *, pool: bool = False) -> bool:
     """Whether `convolution` computes such a one and is the faster way.
 
     Args:
         sizes: stride, padding, dilation and groups of the convolution.
+        pool: it is to be pooled.
     """
     *pairs, groups = sizes
     form = (tuple(weight.shape[2:]), *(tuple(pair) for pair in pairs), groups)
     if form != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or x.dtype != torch.bfloat16:
         return False
-    large = 2 * 9 * len(weight) * x.numel() >= LEAST_WORK and len(weight) * x.shape[1] >= LEAST_WEIGHTS
+    large = 2 * 9 * len(weight) * x.numel() >= LEAST_WORK and (pool or len(weight) * x.shape[1] >= LEAST_WEIGHTS)
     return large and not any(side % UNIT for side in weight.shape[:2]) and _module(x) is not None
 
 
