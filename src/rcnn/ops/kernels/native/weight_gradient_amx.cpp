@@ -117,12 +117,15 @@ struct Piece {
     }
   }
 
-  // Of one cell, 32 outputs and 32 channels, in the order in which they are summed.
+  // Of one cell, 32 outputs and 32 channels, in the order in which they are summed: cells of one row at odd shifts follow
+  // each other, since they read the same lines.
   Factors factors(int64_t index) const {
-    const int64_t cell = index % CELLS, pairs = part.channels / PAIR;
+    static constexpr int64_t ORDER[CELLS] = {1, 4, 7, 0, 2, 3, 5, 6, 8};
+    const int64_t cell = ORDER[index % CELLS], pairs = part.channels / PAIR;
     const int64_t c = index / CELLS % pairs * 2, f = index / CELLS / pairs * 2;
     const int64_t x = cell % 3, place = halo + (cell / 3 - 1) * line - (x == 0 ? 2 : 0);
-    return {grad + f * grad_stride, (x == 1 ? even : odd) + c * input_stride + place * PLACE, sums + index * SUMS};
+    return {grad + f * grad_stride, (x == 1 ? even : odd) + c * input_stride + place * PLACE,
+            sums + (index / CELLS * CELLS + cell) * SUMS};
   }
 
   // Adds all products of a run to the sums. The factors that come next are loaded before sums are stored: a load waits
