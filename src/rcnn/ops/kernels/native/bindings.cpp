@@ -1,24 +1,15 @@
 // The Python module. Arrays come through DLPack, so nothing here depends on torch.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 
+#include "arrays.h"
 #include "drivers.h"
 #include "parallel.h"
 
-namespace nb = nanobind;
-using nb::ndarray;
-
 namespace {
 
-using Array = ndarray<nb::c_contig, nb::device::cpu>;
-using ConstArray = ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-
-bool is_bfloat16(const nb::dlpack::dtype& type) {
-  return type.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && type.bits == 16;
-}
+using namespace rcnn::arrays;
 
 // Settings of a RoI operator as the bindings receive them.
 struct Settings {
@@ -47,11 +38,6 @@ rcnn::RoiProblem describe(const Features& features, const ConstArray& boxes, con
           settings.sampling_ratio,
           settings.aligned,
           settings.threads};
-}
-
-template <typename T, typename A>
-T* data(const A& array) {
-  return static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data())));
 }
 
 // Calls work with a null pointer of the arrays' element type.
@@ -346,6 +332,7 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("weight_gradient", &weight_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg());
+  bind_large_linear(m);
   m.def("linear", &linear, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg());
 }
