@@ -4,6 +4,7 @@ from torch import nn
 
 from rcnn.benchmark.task import Task, count_work, time_task
 from rcnn.models.quantised import PackedConv, QuantisedConv, has_kernels
+from rcnn.ops.large_linear import large_linear, large_linear_weight
 from rcnn.ops.weight_gradient import weight_gradient
 from rcnn.ops.winograd import transform_weight, winograd
 
@@ -64,6 +65,15 @@ def test_the_gradient_of_a_weight_is_the_work_that_pytorch_counts() -> None:
     expected = count_work(Task(lambda: torch.ops.aten.convolution_backward(*theirs), "bf16", CPU)).flops
     assert expected == 2 * (2 * 3 * 4 * 7) * (5 * 9)
     assert count_work(Task(lambda: weight_gradient(grad, x), "bf16", CPU)).flops == expected
+
+
+def test_the_products_of_a_large_linear_layer_are_the_work_that_pytorch_counts() -> None:
+    x, weight, grad = torch.ones(20, 256).bfloat16(), torch.ones(32, 256).bfloat16(), torch.ones(20, 32).bfloat16()
+    ours = [lambda: large_linear(x, weight, weight[:, 0]), lambda: large_linear_weight(grad, x)]
+    theirs = [lambda: nn.functional.linear(x, weight, weight[:, 0]), lambda: grad.t() @ x]
+    for one, other in zip(ours, theirs, strict=True):
+        expected = count_work(Task(other, "bf16", CPU)).flops
+        assert expected == 2 * 20 * 256 * 32 and count_work(Task(one, "bf16", CPU)).flops == expected
 
 
 def test_counting_leaves_nothing_behind() -> None:

@@ -287,3 +287,23 @@ def test_a_large_layer_in_bfloat16_by_either_kernel(shape: tuple[int, ...], monk
         with torch.no_grad():
             got = dense(x, FusedLinear(linear, torch.bfloat16), relu=True)
         assert (got.double() - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("rows", [33, 128])
+@pytest.mark.parametrize("differentiated", [True, False])
+def test_a_trained_layer_in_bfloat16_by_our_kernels_and_by_onednn(
+    rows: int, differentiated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.ops.large_linear.LEAST_WEIGHTS", 0)
+    linear, x = nn.Linear(512, 96), torch.randn(rows, 512, requires_grad=differentiated)
+    linear.low = linear.weight.detach().bfloat16().requires_grad_()  # pyright: ignore[reportArgumentType]
+    leaves, results = [linear.low, linear.bias, *([x] if differentiated else [])], []
+    upstream = torch.randn(rows, 96).bfloat16()
+    for kernels in ("", "reference"):
+        monkeypatch.setenv("RCNN_KERNELS", kernels)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = dense(x, linear, relu=True)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, upstream)])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02 * float(b.abs().max()))

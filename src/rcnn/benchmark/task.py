@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcnn.ops import convolution, linear, weight_gradient, winograd
+from rcnn.ops import convolution, large_linear, linear, weight_gradient, winograd
 
 AWAKE = 0.05  # seconds of work in a row, of which waking is a small part
 
@@ -58,6 +58,8 @@ def count_work(task: Task) -> Work:
             torch.ops.mkldnn._convolution_pointwise: _convolution,
             torch.ops.mkldnn._linear_pointwise: _linear,
             linear.OPERATOR: _linear,
+            large_linear.OPERATOR: _linear,
+            large_linear.WEIGHT_OPERATOR: _product_over_rows,
             winograd.OPERATOR: _of_nine_cells,
             convolution.OPERATOR: _of_nine_cells,
             weight_gradient.OPERATOR: _weight_gradient,
@@ -96,6 +98,11 @@ def _quantised(x: Any, *others: Any, out_shape: Any, **_: Any) -> int:
 def _linear(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """FLOPs of a linear layer, of oneDNN or our own."""
     return 2 * prod(out_shape) * x[-1]
+
+
+def _product_over_rows(grad: Any, x: Any, **_: Any) -> int:
+    """FLOPs of the gradient of a linear layer's weight."""
+    return 2 * prod(grad) * x[-1]
 
 
 def _wait(device: torch.device) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
-from rcnn.ops import convolution, weight_gradient
+from rcnn.ops import convolution, large_linear, weight_gradient
 from rcnn.ops import linear as tiles
 from rcnn.ops.pool import max_pool
 from rcnn.ops.winograd import pays, transform_weight, winograd
@@ -226,18 +226,27 @@ class FusedLinear(nn.Module):
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer whose weight's gradient is a product of two matrices in order: twice as fast as one transposed."""
+    """A linear layer whose products are our own kernels where they are faster.
+
+    By oneDNN the weight's gradient is a product of two matrices in order: twice as fast as one transposed.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return large_linear.large_linear(x, weight, bias) if _has_tiles(x, weight) else F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x = grad @ weight if ctx.needs_input_grad[0] else None
-        return of_x, grad.t().contiguous() @ x, grad.sum(0)
+        tiles = _has_tiles(x, weight)
+        of_weight = large_linear.large_linear_weight(grad, x) if tiles else grad.t().contiguous() @ x
+        return of_x, of_weight, grad.sum(0)
+
+
+def _has_tiles(x: Tensor, weight: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and large_linear.pays(x, weight)
 
 
 class _Conv(torch.autograd.Function):

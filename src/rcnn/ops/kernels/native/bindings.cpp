@@ -1,24 +1,15 @@
 // The Python module. Arrays come through DLPack, so nothing here depends on torch.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 
+#include "arrays.h"
 #include "drivers.h"
 #include "parallel.h"
 
-namespace nb = nanobind;
-using nb::ndarray;
-
 namespace {
 
-using Array = ndarray<nb::c_contig, nb::device::cpu>;
-using ConstArray = ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-
-bool is_bfloat16(const nb::dlpack::dtype& type) {
-  return type.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && type.bits == 16;
-}
+using namespace rcnn::arrays;
 
 // Settings of a RoI operator as the bindings receive them.
 struct Settings {
@@ -47,11 +38,6 @@ rcnn::RoiProblem describe(const Features& features, const ConstArray& boxes, con
           settings.sampling_ratio,
           settings.aligned,
           settings.threads};
-}
-
-template <typename T, typename A>
-T* data(const A& array) {
-  return static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data())));
 }
 
 // Calls work with a null pointer of the arrays' element type.
@@ -281,76 +267,6 @@ void linear(ConstArray rows, ConstArray weights, Floats bias, Array out, bool re
   rcnn::linear(layer, threads);
 }
 
-using Halves = ndarray<nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
-using ConstHalves = ndarray<nb::ro, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
-
-// grad and positive (B, h, w, F), inputs (B, h, w, E), weight (F, 3, 3, E), bias (F, 1, 1, 1), all in bfloat16. A positive
-// of no elements is not wanted.
-void weight_gradient(ConstHalves grad, ConstHalves positive, ConstHalves inputs, Halves weight, Halves bias, int threads) {
-  const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
-  const int64_t outputs = grad.shape(3);
-  bool fits = rcnn::has_amx() && shape.channels % 32 == 0 && outputs % 32 == 0;
-  for (int axis = 0; axis < 3; ++axis) fits = fits && grad.shape(axis) == inputs.shape(axis);
-  fits = fits && int64_t(weight.size()) == outputs * 9 * shape.channels && int64_t(bias.size()) == outputs;
-  fits = fits && (!positive.size() || positive.size() == grad.size());
-  for (const auto& type : {grad.dtype(), positive.dtype(), inputs.dtype(), weight.dtype(), bias.dtype()})
-    fits = fits && is_bfloat16(type);
-  if (!fits) throw nb::value_error("weight_gradient: shapes, types or the processor do not fit");
-  const rcnn::ConvGradient conv{shape,
-                                int64_t(grad.shape(0)),
-                                outputs,
-                                data<const rcnn::bfloat16>(grad),
-                                positive.size() ? data<const rcnn::bfloat16>(positive) : nullptr,
-                                data<const rcnn::bfloat16>(inputs),
-                                data<rcnn::bfloat16>(weight),
-                                data<rcnn::bfloat16>(bias)};
-  nb::gil_scoped_release release;
-  rcnn::weight_gradient(conv, threads);
-}
-
-using Packed = ndarray<nb::shape<-1, -1, 9, 1024>, nb::c_contig, nb::device::cpu>;
-using ConstPacked = ndarray<nb::ro, nb::shape<-1, -1, 9, 1024>, nb::c_contig, nb::device::cpu>;
-
-// inputs and positive (B, h, w, E), weights (F / 32, E / 32, 9, 1024), bias (F), add and maps (B, h, w, F), all but the
-// bias in bfloat16; pooled maps (B, h / 2, w / 2, F). What has no elements is not wanted.
-void convolution(ConstHalves inputs, ConstHalves positive, ConstPacked weights, Floats bias, ConstHalves add, Halves maps,
-                 bool relu, bool pool, int threads) {
-  const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
-  const int64_t outputs = 32 * weights.shape(0), part = pool ? 2 : 1;
-  bool fits = rcnn::has_amx() && int64_t(weights.shape(1)) * 32 == shape.channels && maps.shape(0) == inputs.shape(0) &&
-              int64_t(maps.shape(1)) == shape.height / part && int64_t(maps.shape(2)) == shape.width / part &&
-              int64_t(maps.shape(3)) == outputs && (!bias.size() || int64_t(bias.size()) == outputs) &&
-              (!positive.size() || positive.size() == inputs.size()) && (!add.size() || (add.size() == maps.size() && !pool));
-  for (const auto& type : {inputs.dtype(), positive.dtype(), weights.dtype(), add.dtype(), maps.dtype()})
-    fits = fits && is_bfloat16(type);
-  if (!fits) throw nb::value_error("convolution: shapes, types or the processor do not fit");
-  const rcnn::Convolution conv{shape,
-                               int64_t(inputs.shape(0)),
-                               outputs,
-                               data<const rcnn::bfloat16>(inputs),
-                               data<const rcnn::bfloat16>(weights),
-                               positive.size() ? data<const rcnn::bfloat16>(positive) : nullptr,
-                               bias.size() ? bias.data() : nullptr,
-                               add.size() ? data<const rcnn::bfloat16>(add) : nullptr,
-                               data<rcnn::bfloat16>(maps),
-                               relu,
-                               pool};
-  nb::gil_scoped_release release;
-  rcnn::convolution(conv, threads);
-}
-
-// weights (F, 3, 3, E), packed (F / 32, E / 32, 9, 1024), or (E / 32, F / 32, 9, 1024) if transposed, in bfloat16.
-void pack_convolution(ConstHalves weights, Packed packed, bool transposed, int threads) {
-  const int64_t outputs = weights.shape(0), channels = weights.shape(3);
-  if (!rcnn::has_amx() || weights.shape(1) != 3 || weights.shape(2) != 3 || outputs % 32 || channels % 32 ||
-      int64_t(packed.shape(0)) * 32 != (transposed ? channels : outputs) || packed.size() != weights.size() ||
-      !is_bfloat16(weights.dtype()) || !is_bfloat16(packed.dtype()))
-    throw nb::value_error("pack_convolution: shapes, types or the processor do not fit");
-  nb::gil_scoped_release release;
-  rcnn::pack_convolution({outputs, channels, data<const rcnn::bfloat16>(weights), data<rcnn::bfloat16>(packed), transposed},
-                         threads);
-}
-
 nb::list instruction_sets() {
   nb::list names;
   for (const rcnn::Kernels& one : rcnn::supported()) names.append(one.name);
@@ -390,11 +306,8 @@ NB_MODULE(_native, m) {
         nb::arg().noconvert(), nb::arg(), nb::arg());
   m.def("winograd", &winograd, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
-  m.def("weight_gradient", &weight_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
-  m.def("convolution", &convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
-  m.def("pack_convolution", &pack_convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
+  bind_convolution(m);
+  bind_large_linear(m);
   m.def("linear", &linear, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg(), nb::arg());
 }

@@ -3,7 +3,7 @@
 // The inputs of a piece are copied once, for each 32 channels place after place, so that 16 places from any cell on are a
 // tile, and a neighbour's products need no other. The weights of 32 outputs, 32 channels and 9 cells then stay in the first
 // cache while they pass over the places.
-#include "amx.h"
+#include "tiles.h"
 
 namespace {
 
@@ -82,8 +82,8 @@ struct Piece {
       const int64_t next = after(block);
       const char *here = of_inputs + block * BLOCK * PLACE, *ahead = sums + next * SUMS;
       for (int64_t cell = 1; cell < CELLS; ++cell, ahead += SUMS / (CELLS - 1)) {
-        for (int64_t i = 0; i < lines; ++i, fetched += LINE) _mm_prefetch(fetched, _MM_HINT_T1);
-        for (int64_t i = 0; i < SUMS / (CELLS - 1); i += LINE) _mm_prefetch(ahead + i, _MM_HINT_T0);
+        for (int64_t i = 0; i < lines; ++i, fetched += LINE) fetch(fetched);
+        for (int64_t i = 0; i < SUMS / (CELLS - 1); i += LINE) fetch_near(ahead + i);
         multiply_and_load(here + shifts[cell], TILE, weights + cell * 2 * TILE, TILE);
       }
       multiply_and_load(of_inputs + next * BLOCK * PLACE, TILE, weights, TILE);
@@ -183,7 +183,7 @@ void pack_cell(const bfloat16* weights, int64_t stride, char* to) {
 // The same of 32 channels as outputs: what were outputs are pairs.
 void pack_cell_transposed(const bfloat16* weights, int64_t stride, char* to) {
   for (int i = 0; i < 16; ++i) {
-    const __m512i one = read_for_pairs(weights + 2 * i * stride), other = read_for_pairs(weights + (2 * i + 1) * stride);
+    const __m512i one = read(weights + 2 * i * stride), other = read(weights + (2 * i + 1) * stride);
     _mm512_storeu_si512(to + i * LINE, _mm512_unpacklo_epi16(one, other));
     _mm512_storeu_si512(to + TILE + i * LINE, _mm512_unpackhi_epi16(one, other));
   }

@@ -5,7 +5,7 @@
 // even places serve even shifts, those that begin at odd places the others, so that every tile is 1 KB in a row.
 #include <cstring>
 
-#include "amx.h"
+#include "tiles.h"
 
 namespace {
 
@@ -73,9 +73,9 @@ struct Piece {
   }
 
   __m512i read_grad(int64_t k, int64_t f) const {
-    const __m512i values = read_for_pairs(rows[k] + f);
+    const __m512i values = read(rows[k] + f);
     if (!conv.positive) return values;
-    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(read_for_pairs(signs[k] + f), _mm512_setzero_si512()), values);
+    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(read(signs[k] + f), _mm512_setzero_si512()), values);
   }
 
   void pack_two_tiles(int64_t k, int64_t f, char* to) {
@@ -106,9 +106,9 @@ struct Piece {
   }
 
   void pack_pairs(int64_t c, int64_t count, int64_t at) const {
-    __m512i one = read_for_pairs(rows[0] + c);
+    __m512i one = read(rows[0] + c);
     for (int64_t k = 0; k < count; k += 2, at += LINE) {
-      const __m512i other = read_for_pairs(rows[k + 1] + c), next = read_for_pairs(rows[k + 2] + c);
+      const __m512i other = read(rows[k + 1] + c), next = read(rows[k + 2] + c);
       write(even + at, _mm512_unpacklo_epi16(one, other));
       write(even + at + input_stride, _mm512_unpackhi_epi16(one, other));
       write(odd + at, _mm512_unpacklo_epi16(other, next));

@@ -1,4 +1,4 @@
-// Tiles of AMX: 16 rows of 64 bytes. For files that are compiled for a processor which has them.
+// What kernels on AMX's tiles share. Compiled with AVX-512 and AMX, so only their files may include it.
 #pragma once
 #include <immintrin.h>
 
@@ -13,7 +13,12 @@ constexpr int64_t TILE = 1024, LINE = 64;  // bytes: of a tile, of its rows
 // GCC does not know that tiles are loaded from memory, nor how much of it holds their sizes.
 inline void finish_writing(const void* memory) { asm volatile("" ::"r"(memory) : "memory"); }
 
-// All tiles whole. oneDNN's kernels have sizes of their own: _tile_release() comes after the work.
+// Asks for a line of memory: into the second cache, or the first. GCC drops calls of functions that do nothing else by
+// _mm_prefetch.
+inline void fetch(const char* line) { asm volatile("prefetcht1 (%0)" ::"r"(line)); }
+inline void fetch_near(const char* line) { asm volatile("prefetcht0 (%0)" ::"r"(line)); }
+
+// All eight tiles have 16 rows of 64 bytes. oneDNN's kernels have sizes of their own: _tile_release() comes after the work.
 inline void configure() {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -77,12 +82,12 @@ inline void load_factors(const char* first, int64_t first_half, const char* seco
   _tile_loadd(5, first + first_half, LINE);
 }
 
-inline void write(char* to, __m512i values) { _mm512_store_si512(to, values); }
-
-// 32 values in the order in which unpacking two such rows leaves 16 pairs of them in order, and 16 more.
-inline __m512i read_for_pairs(const bfloat16* row) {
+// 32 values of a row in the order in which unpacking two rows leaves 16 pairs of them in order, and 16 more.
+inline __m512i read(const void* row) {
   return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(row));
 }
+
+inline void write(char* to, __m512i values) { _mm512_store_si512(to, values); }
 
 // Rows of 16 pairs become columns.
 inline void transpose(__m512i* rows) {
