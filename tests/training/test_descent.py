@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rcnn.models.layers import convolve, dense
+from rcnn.ops.update import all_finite
 from rcnn.training import descent
 from rcnn.training.descent import descend, keep_low
 from rcnn.training.step import sgd
@@ -134,3 +135,23 @@ def test_a_layer_with_a_copy_that_computes_without_it_is_trained_too(monkeypatch
     assert descend(net, optimiser, torch.tensor(1.0), clip=0.0)
     assert not torch.equal(before, net.first.weight)
     assert torch.equal(net.first.low, net.first.weight.bfloat16())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("value", [1.0, 1e30, torch.inf, torch.nan])
+def test_a_gradient_is_looked_at_where_its_factors_do_not_bound_it(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descent, "LARGE", 48)
+    net, seen = Net(), []
+    optimiser = sgd(net, momentum=0.9, weight_decay=0.1)
+    monkeypatch.setattr(descent, "all_finite", lambda tensors: seen.append(tensors) or all_finite(tensors))
+    keep_low(net)
+    before = net.first.weight.detach().clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        (net(torch.full((5, 6), value)).float().sum() * 1e20).backward()
+    gradient = net.first.low.grad  # pyright: ignore[reportAttributeAccessIssue]
+    finite = bool(gradient.isfinite().all())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    assert descend(net, optimiser, torch.tensor(1.0), clip=0.0) == finite == (value == 1)
+    assert any(x is gradient for x in seen[0]) == (value != 1)
+    assert torch.equal(net.first.weight, before) or finite
+    assert net.first.bounds == [] and net.first.low.grad is None  # pyright: ignore

@@ -73,7 +73,10 @@ def dense(x: Real[Tensor, "n *E"], linear: nn.Module, *, relu: bool = False) -> 
     if not isinstance(linear, nn.Linear):
         return linear(x, relu=relu)
     x, low = x.flatten(1), _low(linear, x)
-    y = F.linear(x, linear.weight, linear.bias) if low is None else _Linear.apply(*_as_autocast(x, low, linear.bias))
+    if low is None:
+        y = F.linear(x, linear.weight, linear.bias)
+    else:
+        y = _Linear.apply(*_as_autocast(x, low, linear.bias), getattr(linear, "bounds", None))
     return F.relu(y, inplace=True) if relu else y
 
 
@@ -229,11 +232,13 @@ class _Linear(torch.autograd.Function):
     """A linear layer whose products are our own kernels where they are faster.
 
     By oneDNN the weight's gradient is a product of two matrices in order: twice as fast as one transposed.
+    `bounds`, if any, is told how large an element of the weight's gradient can be.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bounds: list[Tensor] | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.bounds = bounds
         return large_linear.large_linear(x, weight, bias) if _has_tiles(x, weight) else F.linear(x, weight, bias)
 
     @staticmethod
@@ -242,7 +247,14 @@ class _Linear(torch.autograd.Function):
         of_x = grad @ weight if ctx.needs_input_grad[0] else None
         tiles = _has_tiles(x, weight)
         of_weight = large_linear.large_linear_weight(grad, x) if tiles else grad.t().contiguous() @ x
-        return of_x, of_weight, grad.sum(0)
+        if ctx.bounds is not None:
+            ctx.bounds.append(len(x) * _largest(grad) * _largest(x))
+        return of_x, of_weight, grad.sum(0), None
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest absolute value."""
+    return torch.stack(x.aminmax()).float().abs().amax()
 
 
 def _has_tiles(x: Tensor, weight: Tensor) -> bool:
