@@ -16,7 +16,7 @@ from rcnn.ops import kernels
 CHUNK = 256  # inputs that the compiled kernel sums at a time
 WIDTH = 32  # outputs or inputs of two tiles
 FEWEST_ROWS = 16  # of less, most of a tile of rows stays empty
-MOST_ROWS = 256  # of more, oneDNN is as fast: its products take longer than the weight's way through memory
+MOST_ROWS = 256  # of more, oneDNN is as fast or faster: the products take longer than the weight's way
 LEAST_WEIGHTS = 2**20  # of less, there is little to gain
 
 

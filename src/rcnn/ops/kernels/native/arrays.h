@@ -24,5 +24,6 @@ T* data(const A& array) {
 
 }  // namespace rcnn::arrays
 
+// Parts of the module that have a file of their own.
 void bind_convolution(nanobind::module_& m);
 void bind_large_linear(nanobind::module_& m);

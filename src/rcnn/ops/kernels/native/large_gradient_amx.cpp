@@ -56,7 +56,7 @@ struct Results {
 
   template <bool past>  // the caches
   void write_rows(int64_t count) {
-    for (const int64_t end = row + count; row < end; ++row) {
+    for (const int64_t end = row + count; weight && row < end && row < WIDTH; ++row) {
       const char* from = sums + row / SIDE * 2 * TILE + row % SIDE * LINE;
       const __m512i values = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(from + TILE), _mm512_load_ps(from));
       if constexpr (past)
@@ -73,7 +73,7 @@ struct Factors {
 
 // Multiplies the factors in the tiles and loads these, while rows of earlier results are written.
 template <bool past>
-void step(const Factors& next, int64_t half, Results& earlier, int64_t quarter) {
+inline __attribute__((always_inline)) void step(const Factors& next, int64_t half, Results& earlier, int64_t quarter) {
   _tile_dpbf16ps(0, 4, 6);
   earlier.write_rows<past>(quarter);
   _tile_dpbf16ps(1, 4, 7);
@@ -111,7 +111,7 @@ void multiply_all(const LargeGradient& layer, const LargeGradientPiece& piece, c
   const auto factors = [&](int64_t i) -> Factors {
     return {grad + (piece.output / WIDTH + i / across) * 2 * half, inputs + (piece.input / WIDTH + i % across) * 2 * half};
   };
-  Results earlier{sums[1], nullptr, layer.inputs, WIDTH};
+  Results earlier{sums[1], nullptr, layer.inputs, 0};
   Factors now = factors(0);
   start(now, half);
   for (int64_t i = 0; i < count; ++i) {
@@ -120,10 +120,9 @@ void multiply_all(const LargeGradient& layer, const LargeGradientPiece& piece, c
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t k = 1; k <= depth; ++k) {
-      const int64_t left = (WIDTH - earlier.row) / 4, rows = left < quarter ? left : quarter;
-      step<past>(k < depth ? Factors{now.grad + k * TILE, now.inputs + k * TILE} : next, half, earlier, rows);
-    }
+#pragma GCC unroll 4
+    for (int64_t k = 1; k <= depth; ++k)
+      step<past>(k < depth ? Factors{now.grad + k * TILE, now.inputs + k * TILE} : next, half, earlier, quarter);
     store(sums[i % 2]);
     const int64_t output = piece.output + i / across * WIDTH, input = piece.input + i % across * WIDTH;
     earlier = {sums[i % 2], layer.weight + output * layer.inputs + input, layer.inputs, 0};
