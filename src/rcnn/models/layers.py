@@ -8,9 +8,10 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcnn.models import functions
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
-from rcnn.ops import convolution, large_linear, weight_gradient
+from rcnn.ops import convolution
 from rcnn.ops import linear as tiles
 from rcnn.ops.pool import max_pool
 from rcnn.ops.winograd import pays, transform_weight, winograd
@@ -41,7 +42,7 @@ def convolve(
     if bias is not None and not torch.compiler.is_compiling():  # which fuses by itself
         x, weight, bias, add = _as_autocast(x, weight, bias, add)
         if can_pack(x) and conv.groups == 1:
-            return _Conv.apply(x, weight, bias, add, sizes, relu)
+            return functions.Convolution.apply(x, weight, bias, add, sizes, relu)
     return _plain(x, weight, bias, add, sizes, relu=relu)
 
 
@@ -76,7 +77,7 @@ def dense(x: Real[Tensor, "n *E"], linear: nn.Module, *, relu: bool = False) -> 
     if low is None:
         y = F.linear(x, linear.weight, linear.bias)
     else:
-        y = _Linear.apply(*_as_autocast(x, low, linear.bias), getattr(linear, "bounds", None))
+        y = functions.Linear.apply(*_as_autocast(x, low, linear.bias), getattr(linear, "bounds", None))
     return F.relu(y, inplace=True) if relu else y
 
 
@@ -102,7 +103,9 @@ def activate(x: Map, norm: FrozenBatchNorm) -> Map:
     scale, shift = (values.to(x.dtype) for values in norm.scale_and_shift())
     if scale.requires_grad or shift.requires_grad or torch.compiler.is_compiling() or not can_pack(x):
         return F.relu(norm(x), inplace=True)
-    return _NormReLU.apply(x, scale, shift) if x.requires_grad else _per_channel(x, scale, shift, "relu")
+    if x.requires_grad:
+        return functions.NormReLU.apply(x, scale, shift)
+    return functions.per_channel(x, scale, shift, "relu")
 
 
 def truncate(weight: Float[Tensor, "D E"], rank: int) -> tuple[Float[Tensor, "r E"], Float[Tensor, "D r"]]:
@@ -167,11 +170,11 @@ class FusedConv(nn.Module):
         if self.winograd and pays(conv, x):
             weight, run = transform_weight(weight), _winograd
         elif convolution.pays(weight, x, sizes, pool=pool):
-            weight, bias, run = convolution.pack(weight), bias.float(), _on_tiles
+            weight, bias, run = convolution.pack(weight), bias.float(), functions.on_tiles
         elif can_pack(x) and groups == 1:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            weight, run = reorder(weight, padding, stride, dilation, groups, list(x.shape)), _onednn
-        self.weight, self.bias, self.run = weight, bias if run is _on_tiles else bias.to(self.dtype), run
+            weight, run = reorder(weight, padding, stride, dilation, groups, list(x.shape)), functions.by_onednn
+        self.weight, self.bias, self.run = weight, bias if run is functions.on_tiles else bias.to(self.dtype), run
         self.conv = None
 
     def forward(
@@ -186,7 +189,7 @@ class FusedConv(nn.Module):
         x, sizes = _seen(x, self.kernel_size, self.sizes)
         if (conv := self.conv) is not None:
             self._prepare(conv, x, norm, sizes, pool=pool)
-        if pool and self.run is _on_tiles:
+        if pool and self.run is functions.on_tiles:
             return convolution.convolution(x, self.weight, self.bias, relu=relu, pool=True)
         y = self.run(x, self.weight, self.bias, add, sizes, relu=relu)
         return max_pool(y, 2, stride=2) if pool else y
@@ -228,116 +231,6 @@ class FusedLinear(nn.Module):
         return self.run(x.flatten(1), self.weight, self.bias, relu=relu)
 
 
-class _Linear(torch.autograd.Function):
-    """A linear layer whose products are our own kernels where they are faster.
-
-    By oneDNN the weight's gradient is a product of two matrices in order: twice as fast as one transposed.
-    `bounds`, if any, is told how large an element of the weight's gradient can be.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bounds: list[Tensor] | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bounds = bounds
-        return large_linear.large_linear(x, weight, bias) if _has_tiles(x, weight) else F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x = grad @ weight if ctx.needs_input_grad[0] else None
-        tiles = _has_tiles(x, weight)
-        of_weight = large_linear.large_linear_weight(grad, x) if tiles else grad.t().contiguous() @ x
-        if ctx.bounds is not None:
-            ctx.bounds.append(len(x) * _largest(grad) * _largest(x))
-        return of_x, of_weight, grad.sum(0), None
-
-
-def _largest(x: Tensor) -> Tensor:
-    """The largest absolute value."""
-    return torch.stack(x.aminmax()).float().abs().amax()
-
-
-def _has_tiles(x: Tensor, weight: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and large_linear.pays(x, weight)
-
-
-class _Conv(torch.autograd.Function):
-    """`relu(conv(x) + add)` or without ReLU as one kernel of oneDNN, differentiably; of ReLU it keeps the result."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, relu: bool
-    ) -> Tensor:
-        ctx.sizes, ctx.relu = sizes, relu
-        if convolution.pays(weight, x, sizes):
-            y = _on_tiles(x, convolution.pack(weight), bias.float(), add, sizes, relu=relu)
-        else:
-            y = _onednn(x, weight, bias, add, sizes, relu=relu)
-        ctx.save_for_backward(x, weight, y if relu else None)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, y = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[:3])
-        own = [convolution.pays(weight, x, ctx.sizes), *[weight_gradient.pays(weight, x, ctx.sizes)] * 2]
-        theirs = [n and not o for n, o in zip(needed, own, strict=True)]
-        if ctx.relu and (ctx.needs_input_grad[3] or any(theirs)):
-            grad, y = torch.ops.aten.threshold_backward(grad, y, 0), None
-        if weight.shape[2:] == (1, 1) and tuple(ctx.sizes[1]) == (0, 0):
-            of_inputs = _backward_of_points(grad, x, weight, needed)
-        else:
-            of_inputs = [*_backward(grad, x, weight, ctx.sizes, theirs)]
-            if needed[0] and own[0]:
-                of_inputs[0] = convolution.gradient(grad, weight, positive=y)
-            if any(needed[1:]) and own[1]:
-                of_inputs[1:] = weight_gradient.weight_gradient(grad, x, positive=y)
-        return *of_inputs, grad if ctx.needs_input_grad[3] else None, None, None
-
-
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients of a convolution as oneDNN computes them."""
-    if not any(needed):
-        return None, None, None
-    stride, padding, dilation, groups = sizes
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
-    )
-
-
-def _backward_of_points(
-    grad: Float[Tensor, "B D h w"], x: Float[Tensor, "B E h w"], weight: Float[Tensor, "D E 1 1"], needed: list[bool]
-) -> list[Tensor | None]:
-    """The gradients of a convolution of 1 x 1 as products, half of the time that oneDNN takes for them."""
-    points, values = (y.permute(0, 2, 3, 1).flatten(0, 2) for y in (grad, x))
-    matrix = weight.flatten(1)
-    of_x = (points @ matrix).unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2) if needed[0] else None
-    of_weight = (points.t() @ values).view_as(weight) if needed[1] else None
-    return [of_x, of_weight, points.sum(0) if needed[2] else None]
-
-
-class _NormReLU(torch.autograd.Function):
-    """`relu(x * scale + shift)` by channel, differentiable by x; it keeps one map, the result."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        y = _per_channel(x, scale, shift, "relu")
-        ctx.save_for_backward(scale, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, y = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        return _per_channel(grad, scale, torch.zeros_like(scale), "none"), None, None
-
-
-def _per_channel(x: Tensor, scale: Tensor, shift: Tensor, then: str) -> Tensor:
-    """Scale and shift as a 1x1 convolution of every channel by itself, which oneDNN does at the speed of memory."""
-    weight = scale[:, None, None, None]
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, shift, (0, 0), (1, 1), (1, 1), len(scale), then, [], "")
-
-
 def _sizes(conv: nn.Conv2d) -> Any:
     return conv.stride, conv.padding, conv.dilation, conv.groups
 
@@ -356,15 +249,6 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, s
     return F.relu(y, inplace=True) if relu else y
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
-    """The same as one kernel."""
-    (stride, padding, dilation, groups), run = sizes, torch.ops.mkldnn._convolution_pointwise
-    settings = (padding, stride, dilation, groups)
-    if add is None:
-        return run(x, weight, bias, *settings, "relu" if relu else "none", [], "")
-    return run.binary(x, add, weight, bias, *settings, "add", None, "relu" if relu else None, [], None)
-
-
 def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
     y = F.linear(x, weight, bias)
     return F.relu(y, inplace=True) if relu else y
@@ -373,11 +257,6 @@ def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Ten
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
     """The same as one kernel."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-
-
-def _on_tiles(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
-    """The same on the tiles of AMX."""
-    return convolution.convolution(x, weight, bias, add=add, relu=relu)
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:

@@ -1,0 +1,140 @@
+"""What layers do in training as one kernel each, differentiably: convolution, linear layer, normalisation."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcnn.ops import convolution, large_linear, weight_gradient
+
+
+class Linear(torch.autograd.Function):
+    """A linear layer whose products are our own kernels where they are faster.
+
+    By oneDNN the weight's gradient is a product of two matrices in order: twice as fast as one transposed.
+    `bounds`, if any, is told how large an element of the weight's gradient can be.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bounds: list[Tensor] | None) -> Tensor:
+        """x (n, E), weight (F, E) and bias (F): (n, F)."""
+        ctx.save_for_backward(x, weight)
+        ctx.bounds = bounds
+        return large_linear.large_linear(x, weight, bias) if _has_tiles(x, weight) else F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        of_x = grad @ weight if ctx.needs_input_grad[0] else None
+        tiles = _has_tiles(x, weight)
+        of_weight = large_linear.large_linear_weight(grad, x) if tiles else grad.t().contiguous() @ x
+        if ctx.bounds is not None:
+            ctx.bounds.append(len(x) * _largest(grad) * _largest(x))
+        return of_x, of_weight, grad.sum(0), None
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest absolute value."""
+    return torch.stack(x.aminmax()).float().abs().amax()
+
+
+def _has_tiles(x: Tensor, weight: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and large_linear.pays(x, weight)
+
+
+class Convolution(torch.autograd.Function):
+    """`relu(conv(x) + add)` or without ReLU, by our own kernels where they are faster; of ReLU it keeps the result."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, relu: bool
+    ) -> Tensor:
+        """Of maps (B, E, H, W); sizes are stride, padding, dilation and groups."""
+        ctx.sizes, ctx.relu = sizes, relu
+        if convolution.pays(weight, x, sizes):
+            y = on_tiles(x, convolution.pack(weight), bias.float(), add, sizes, relu=relu)
+        else:
+            y = by_onednn(x, weight, bias, add, sizes, relu=relu)
+        ctx.save_for_backward(x, weight, y if relu else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, weight, bias and what was added."""
+        x, weight, y = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[:3])
+        own = [convolution.pays(weight, x, ctx.sizes), *[weight_gradient.pays(weight, x, ctx.sizes)] * 2]
+        theirs = [n and not o for n, o in zip(needed, own, strict=True)]
+        if ctx.relu and (ctx.needs_input_grad[3] or any(theirs)):
+            grad, y = torch.ops.aten.threshold_backward(grad, y, 0), None
+        if weight.shape[2:] == (1, 1) and tuple(ctx.sizes[1]) == (0, 0):
+            of_inputs = _backward_of_points(grad, x, weight, needed)
+        else:
+            of_inputs = [*_backward(grad, x, weight, ctx.sizes, theirs)]
+            if needed[0] and own[0]:
+                of_inputs[0] = convolution.gradient(grad, weight, positive=y)
+            if any(needed[1:]) and own[1]:
+                of_inputs[1:] = weight_gradient.weight_gradient(grad, x, positive=y)
+        return *of_inputs, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of a convolution as oneDNN computes them."""
+    if not any(needed):
+        return None, None, None
+    stride, padding, dilation, groups = sizes
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
+    )
+
+
+def _backward_of_points(
+    grad: Float[Tensor, "B D h w"], x: Float[Tensor, "B E h w"], weight: Float[Tensor, "D E 1 1"], needed: list[bool]
+) -> list[Tensor | None]:
+    """The gradients of a convolution of 1 x 1 as products, half of the time that oneDNN takes for them."""
+    points, values = (y.permute(0, 2, 3, 1).flatten(0, 2) for y in (grad, x))
+    matrix = weight.flatten(1)
+    of_x = (points @ matrix).unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2) if needed[0] else None
+    of_weight = (points.t() @ values).view_as(weight) if needed[1] else None
+    return [of_x, of_weight, points.sum(0) if needed[2] else None]
+
+
+class NormReLU(torch.autograd.Function):
+    """`relu(x * scale + shift)` by channel, differentiable by x; it keeps one map, the result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Of maps (B, F, h, w), scale and shift (F)."""
+        y = per_channel(x, scale, shift, "relu")
+        ctx.save_for_backward(scale, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x only."""
+        scale, y = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        return per_channel(grad, scale, torch.zeros_like(scale), "none"), None, None
+
+
+def per_channel(x: Tensor, scale: Tensor, shift: Tensor, then: str) -> Tensor:
+    """Scale and shift as a 1x1 convolution of every channel by itself, which oneDNN does at the speed of memory."""
+    weight = scale[:, None, None, None]
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, shift, (0, 0), (1, 1), (1, 1), len(scale), then, [], "")
+
+
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
+    """`relu(conv(x) + add)` as one kernel of oneDNN; the weight may be one that it has packed."""
+    (stride, padding, dilation, groups), run = sizes, torch.ops.mkldnn._convolution_pointwise
+    settings = (padding, stride, dilation, groups)
+    if add is None:
+        return run(x, weight, bias, *settings, "relu" if relu else "none", [], "")
+    return run.binary(x, add, weight, bias, *settings, "add", None, "relu" if relu else None, [], None)
+
+
+def on_tiles(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, sizes: Any, *, relu: bool) -> Tensor:
+    """The same as one kernel of our own, by a weight of `ops.convolution.pack`."""
+    return convolution.convolution(x, weight, bias, add=add, relu=relu)
