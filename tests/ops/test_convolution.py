@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcnn.ops import kernels as loader
-from rcnn.ops.convolution import convolution, convolution_reference, gradient, pack, pays
+from rcnn.ops.convolution import convolution, convolution_reference, gradient, gradient_reference, pack, pays
 from tests.ops.conftest import implementations
 
 ON_A_CPU = [name for name in implementations() if name != "triton"]
@@ -76,8 +76,8 @@ def test_the_gradient_is_that_of_float64_rounded(kernels: str, size: tuple[int, 
     y = exact(wide, weight, bias)
     grad = torch.randn_like(y).bfloat16()
     (right,) = torch.autograd.grad(y, wide, grad.double())
-    found = gradient(grad, weight)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    found, own = gradient(grad, weight)
+    assert found.is_contiguous(memory_format=torch.channels_last) and own is grad
     assert torch.allclose(found.double(), right, rtol=2**-8, atol=1e-4)
 
 
@@ -105,14 +105,15 @@ def test_pooled_it_is_what_pooling_makes_of_it(kernels: str, sides: tuple[int, i
 
 
 @every_kernel
-def test_what_is_not_positive_counts_as_zero(kernels: str) -> None:
-    x, weight, bias = layer(2, 64, 32, 9, 14)
-    positive = torch.randn_like(x)
-    positive[:, :, 4] = 0
-    masked = torch.where(positive > 0, x, 0)
-    assert torch.equal(convolution(x, pack(weight), bias, positive=positive), convolution(masked, pack(weight), bias))
-    grad, seen = torch.randn(2, 32, 9, 14).bfloat16(), torch.randn(2, 32, 9, 14).bfloat16()
-    assert torch.equal(gradient(grad, weight, positive=seen), gradient(torch.where(seen > 0, grad, 0), weight))
+@pytest.mark.parametrize("size", SIZES)
+def test_through_a_relu_the_gradient_is_that_of_what_passed(kernels: str, size: tuple[int, ...]) -> None:
+    weight, (images, _, outputs, *sides) = layer(*size)[1], size
+    grad, y = (torch.randn(images, outputs, *sides).bfloat16() for _ in range(2))
+    y[:, :, sides[0] // 2] = 0
+    of_x, masked = gradient(grad, weight, y)
+    assert torch.equal(masked, torch.where(y > 0, grad, 0))
+    assert torch.equal(of_x, gradient(masked, weight)[0])
+    assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
 @every_kernel
@@ -128,10 +129,13 @@ def test_any_layout_will_do(kernels: str) -> None:
 @every_kernel
 def test_kernels_agree_with_the_reference(kernels: str) -> None:
     x, weight, bias = layer(2, 96, 64, 17, 23)
-    positive, add = torch.randn_like(x), torch.randn(2, 64, 17, 23).bfloat16()
-    y = convolution(x, pack(weight), bias, positive=positive, add=add, relu=True)
-    expected = convolution_reference(x, pack(weight), bias, positive, add, True, False)
+    add = torch.randn(2, 64, 17, 23).bfloat16()
+    y = convolution(x, pack(weight), bias, add=add, relu=True)
+    expected = convolution_reference(x, pack(weight), bias, add, True, False)
     assert torch.allclose(y.float(), expected.float(), rtol=2**-7, atol=1e-4)
+    found, right = gradient(add, weight, y), gradient_reference(add, pack(weight, transposed=True), y)
+    assert torch.allclose(found[0].float(), right[0].float(), rtol=2**-7, atol=1e-4)
+    assert torch.equal(found[1], right[1])
 
 
 @with_amx
@@ -139,14 +143,15 @@ def test_bits_depend_on_neither_threads_nor_the_rest_of_the_batch_and_onednn_is_
     x, weight, bias = layer(3, 192, 288, 21, 34)
     packed, before = pack(weight), torch.get_num_threads()
     expected, pooled = convolution(x, packed, bias), convolution(x, packed, bias, pool=True)
-    of_x, theirs = gradient(expected, weight), by_onednn(x, weight, bias)
+    of_x, theirs = gradient(expected, weight, expected), by_onednn(x, weight, bias)
     try:
         for threads in (1, 2, 3, 7, 64) * 3:
             torch.set_num_threads(threads)
             assert torch.equal(pack(weight), packed)
             assert torch.equal(convolution(x, packed, bias), expected)
             assert torch.equal(convolution(x, packed, bias, pool=True), pooled)
-            assert torch.equal(gradient(expected, weight), of_x)
+            for a, b in zip(gradient(expected, weight, expected), of_x, strict=True):
+                assert torch.equal(a, b)
         for i in range(3):
             assert torch.equal(convolution(x[i : i + 1], packed, bias), expected[i : i + 1])
         torch.set_num_threads(before)
@@ -178,9 +183,10 @@ def test_what_does_not_fit_is_refused() -> None:
     x, weight, bias = layer(1, 32, 64, 5, 5)
     assert NATIVE is not None
     none, out = x.new_empty(0, 1, 1, 1), x.new_empty(1, 5, 5, 64)
-    right = [x.permute(0, 2, 3, 1), none, pack(weight), bias, none, out]
-    wrongs = [(0, right[0][:, :4].contiguous()), (0, right[0].float()), (1, out), (2, right[2][:1]), (3, bias[:32])]
-    for at, wrong in [*wrongs, (4, right[0]), (5, out[:, :4].contiguous()), (5, out.float())]:
+    right = [x.permute(0, 2, 3, 1), none, none, pack(weight), bias, none, out]
+    wrongs = [(0, right[0][:, :4].contiguous()), (0, right[0].float()), (1, out), (1, right[0]), (2, right[0])]
+    wrongs += [(3, right[3][:1]), (4, bias[:32]), (5, right[0]), (6, out[:, :4].contiguous()), (6, out.float())]
+    for at, wrong in wrongs:
         with pytest.raises(ValueError, match="convolution: shapes, types or the processor do not fit"):
             NATIVE.convolution(*(wrong if i == at else y for i, y in enumerate(right)), False, False, 1)
     with pytest.raises(ValueError, match="pack_convolution: shapes, types or the processor do not fit"):

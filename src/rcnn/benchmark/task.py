@@ -62,6 +62,7 @@ def count_work(task: Task) -> Work:
             large_linear.WEIGHT_OPERATOR: _product_over_rows,
             winograd.OPERATOR: _of_nine_cells,
             convolution.OPERATOR: _of_nine_cells,
+            convolution.GRADIENT: _gradient_of_nine_cells,
             weight_gradient.OPERATOR: _weight_gradient,
             torch.ops.onednn.qconv2d_pointwise: _quantised,
         }
@@ -85,7 +86,12 @@ def _of_nine_cells(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return 2 * prod(x) * out_shape[1] * 9
 
 
-def _weight_gradient(grad: Any, x: Any, *_: Any, **__: Any) -> int:
+def _gradient_of_nine_cells(grad: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """FLOPs of the gradient of what a convolution sees, which comes with that of its result."""
+    return _of_nine_cells(grad, out_shape=out_shape[0])
+
+
+def _weight_gradient(grad: Any, x: Any, **_: Any) -> int:
     """FLOPs of the gradient of a weight of 3 x 3 cells."""
     return 2 * prod(grad) * x[1] * 9
 

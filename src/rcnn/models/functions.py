@@ -66,29 +66,26 @@ class Convolution(torch.autograd.Function):
         """Of x, weight, bias and what was added."""
         x, weight, y = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
-        own = [convolution.pays(weight, x, ctx.sizes), *[weight_gradient.pays(weight, x, ctx.sizes)] * 2]
-        theirs = [n and not o for n, o in zip(needed, own, strict=True)]
-        if ctx.relu and (ctx.needs_input_grad[3] or any(theirs)):
-            grad, y = torch.ops.aten.threshold_backward(grad, y, 0), None
-        if weight.shape[2:] == (1, 1) and tuple(ctx.sizes[1]) == (0, 0):
-            of_inputs = _backward_of_points(grad, x, weight, needed)
-        else:
-            of_inputs = [*_backward(grad, x, weight, ctx.sizes, theirs)]
-            if needed[0] and own[0]:
-                of_inputs[0] = convolution.gradient(grad, weight, positive=y)
-            if any(needed[1:]) and own[1]:
-                of_inputs[1:] = weight_gradient.weight_gradient(grad, x, positive=y)
+        found: list[Tensor | None] = [None, None, None]
+        if needed[0] and convolution.pays(weight, x, ctx.sizes):
+            found[0], grad = convolution.gradient(grad, weight, y)
+        elif ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        if any(needed[1:]) and weight_gradient.pays(weight, x, ctx.sizes):
+            found[1:] = weight_gradient.weight_gradient(grad, x)
+        left = [wanted and of is None for wanted, of in zip(needed, found, strict=True)]
+        others = _backward(grad, x, weight, ctx.sizes, left) if any(left) else found
+        of_inputs = [other if of is None else of for of, other in zip(found, others, strict=True)]
         return *of_inputs, grad if ctx.needs_input_grad[3] else None, None, None
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients of a convolution as oneDNN computes them."""
-    if not any(needed):
-        return None, None, None
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> list[Tensor | None]:
+    """The gradients of a convolution by oneDNN."""
     stride, padding, dilation, groups = sizes
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, needed
-    )
+    if weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0):
+        return _backward_of_points(grad, x, weight, needed)
+    form = (stride, padding, dilation, False, [0, 0], groups)
+    return list(torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *form, needed))
 
 
 def _backward_of_points(

@@ -22,7 +22,6 @@ def convolution(
     weight: BFloat16[Tensor, "f e 9 1024"],
     bias: Float32[Tensor, "F"] | None = None,
     *,
-    positive: BFloat16[Tensor, "B E h w"] | None = None,
     add: BFloat16[Tensor, "B F h w"] | None = None,
     relu: bool = False,
     pool: bool = False,
@@ -32,28 +31,30 @@ def convolution(
     Args:
         x: fastest in channels-last layout, as the result is.
         weight: of `pack`; AMX multiplies pairs (Intel, Architecture Instruction Set Extensions, 3.4).
-        positive: where this is not above zero, x counts as zero.
         pool: followed by `max_pool2d(..., 2, 2)`; then nothing is added.
 
     Returns:
         Bits do not depend on the number of threads, nor on what else is in the batch.
     """
-    return OPERATOR(x, weight, bias, positive, add, relu, pool)
+    return OPERATOR(x, weight, bias, add, relu, pool)
 
 
 def gradient(
     grad: BFloat16[Tensor, "B F h w"],
     weight: BFloat16[Tensor, "F E 3 3"],
-    *,
     positive: BFloat16[Tensor, "B F h w"] | None = None,
-) -> BFloat16[Tensor, "B E h w"]:
-    """Compute the gradient of the x of `conv2d(x, weight, padding=1)`: a convolution too.
+) -> tuple[BFloat16[Tensor, "B E h w"], BFloat16[Tensor, "B F h w"]]:
+    """Compute the gradient of the x of `relu(conv2d(x, weight, padding=1))`: a convolution too.
 
     Args:
-        grad: of the map.
-        positive: where this is not above zero, so is the gradient: it is that of a ReLU, whose result this is.
+        grad: of the ReLU.
+        positive: the ReLU's result; None: there is none.
+
+    Returns:
+        The gradients of x and of the convolution's own result: where the ReLU's is not above zero, that is zero.
     """
-    return convolution(grad, pack(weight, transposed=True), positive=positive)
+    packed = pack(weight, transposed=True)
+    return (convolution(grad, packed), grad) if positive is None else GRADIENT(grad, packed, positive)
 
 
 def pays(weight: Tensor, x: Tensor, sizes: Any, *, pool: bool = False) -> bool:
@@ -100,7 +101,6 @@ def convolution_reference(
     x: BFloat16[Tensor, "B E h w"],
     weight: BFloat16[Tensor, "f e 9 1024"],
     bias: Float32[Tensor, "F"] | None,
-    positive: BFloat16[Tensor, "B E h w"] | None,
     add: BFloat16[Tensor, "B F h w"] | None,
     relu: bool,
     pool: bool,
@@ -108,7 +108,6 @@ def convolution_reference(
     """Compute `convolution` in float32 from the weights put back in order."""
     tiles = weight.unflatten(3, (2, UNIT // 2, UNIT // 2, 2))
     ordered = tiles.permute(0, 3, 5, 1, 4, 6, 2).flatten(3, 5).flatten(0, 2).unflatten(2, (3, 3))
-    x = x if positive is None else torch.where(positive > 0, x, 0)
     y = F.conv2d(x.float().contiguous(), ordered.float(), bias, padding=1)
     y = y if add is None else y + add
     y = F.max_pool2d(y, 2, 2) if pool else y
@@ -116,30 +115,50 @@ def convolution_reference(
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positive: Tensor | None,
-    add: Tensor | None,
-    relu: bool,
-    pool: bool,
-) -> Tensor:
+def gradient_reference(
+    grad: BFloat16[Tensor, "B F h w"],
+    weight: BFloat16[Tensor, "e f 9 1024"],
+    positive: BFloat16[Tensor, "B F h w"],
+) -> tuple[BFloat16[Tensor, "B E h w"], BFloat16[Tensor, "B F h w"]]:
+    """Compute `gradient` by weights that are packed."""
+    masked = torch.where(positive > 0, grad, 0)
+    of_x = convolution_reference(masked, weight, None, None, False, False)
+    return of_x, masked.contiguous(memory_format=torch.channels_last)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, relu: bool, pool: bool) -> Tensor:
     module = _module(x)
     if module is None:
-        return convolution_reference(x, weight, bias, positive, add, relu, pool)
+        return convolution_reference(x, weight, bias, add, relu, pool)
     (images, _, *sides), outputs = x.shape, UNIT * len(weight)
     out = x.new_empty(images, *(side // 2 if pool else side for side in sides), outputs)
     none = x.new_empty(0, 1, 1, 1)
-    seen, signs, added = (none if y is None else y.permute(0, 2, 3, 1).contiguous() for y in (x, positive, add))
     bias = x.new_empty(0, dtype=torch.float32) if bias is None else bias
-    module.convolution(seen, signs, weight, bias, added, out, relu, pool, torch.get_num_threads())
+    added = none if add is None else _stored(add)
+    module.convolution(_stored(x), none, none, weight, bias, added, out, relu, pool, torch.get_num_threads())
     return out.permute(0, 3, 1, 2)
 
 
+def _gradient(grad: Tensor, weight: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    module = _module(grad)
+    if module is None:
+        return gradient_reference(grad, weight, positive)
+    seen, signs = _stored(grad), _stored(positive)
+    out, masked = seen.new_empty(*seen.shape[:3], UNIT * len(weight)), torch.empty_like(signs)
+    none, bias = seen.new_empty(0, 1, 1, 1), seen.new_empty(0, dtype=torch.float32)
+    module.convolution(seen, signs, masked, weight, bias, none, out, False, False, torch.get_num_threads())
+    return out.permute(0, 3, 1, 2), masked.permute(0, 3, 1, 2)
+
+
+def _stored(x: Tensor) -> Tensor:
+    """The map as the kernel reads it, (B, h, w, F)."""
+    return x.detach().permute(0, 2, 3, 1).contiguous()
+
+
 _library = torch.library.Library("rcnn", "FRAGMENT")  # torch.library.custom_op would load the compiler, for a second
-_library.define(
-    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? positive, Tensor? add, bool relu, bool pool) -> Tensor"
-)
+_library.define("convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool relu, bool pool) -> Tensor")
+_library.define("convolution_gradient(Tensor grad, Tensor weight, Tensor positive) -> (Tensor, Tensor)")
 _library.impl("convolution", _convolution, "CPU")
+_library.impl("convolution_gradient", _gradient, "CPU")
 OPERATOR = torch.ops.rcnn.convolution
+GRADIENT = torch.ops.rcnn.convolution_gradient

@@ -17,21 +17,17 @@ LEAST_WORK = 5e8  # FLOPs: where smaller layers gain too, it is little
 
 
 def weight_gradient(
-    grad: BFloat16[Tensor, "B F h w"],
-    x: BFloat16[Tensor, "B E h w"],
-    *,
-    positive: BFloat16[Tensor, "B F h w"] | None = None,
+    grad: BFloat16[Tensor, "B F h w"], x: BFloat16[Tensor, "B E h w"]
 ) -> tuple[BFloat16[Tensor, "F E 3 3"], BFloat16[Tensor, "F"]]:
     """Compute the gradients of the weight and of the bias of `conv2d(x, weight, bias, padding=1)`.
 
     Args:
         grad: Of the map; fastest in channels-last layout, as x is and as the weight's gradient will be.
-        positive: Where this is not above zero, the gradient counts as zero: it is that of a ReLU, whose result this is.
 
     Returns:
         Sums in float32, rounded once. Their bits do not depend on the number of threads.
     """
-    return OPERATOR(grad, x, positive)
+    return OPERATOR(grad, x)
 
 
 def pays(weight: Tensor, x: Tensor, sizes: Any) -> bool:
@@ -58,11 +54,10 @@ def _serves(x: Tensor, outputs: int) -> bool:
 
 
 def weight_gradient_reference(
-    grad: BFloat16[Tensor, "B F h w"], x: BFloat16[Tensor, "B E h w"], positive: Tensor | None
+    grad: BFloat16[Tensor, "B F h w"], x: BFloat16[Tensor, "B E h w"]
 ) -> tuple[BFloat16[Tensor, "F E 3 3"], BFloat16[Tensor, "F"]]:
     """Compute `weight_gradient` as a product for each cell of the weight."""
     height, width = x.shape[2:]
-    grad = grad if positive is None else torch.where(positive > 0, grad, 0)
     seen, grad = torch.nn.functional.pad(x.float(), (1, 1, 1, 1)), grad.float()
     cells = [
         torch.einsum("bfyx,beyx->fe", grad, seen[:, :, top : top + height, left : left + width])
@@ -73,18 +68,17 @@ def weight_gradient_reference(
     return of_weight.contiguous(memory_format=torch.channels_last), grad.sum((0, 2, 3)).bfloat16()
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, positive: Tensor | None) -> tuple[Tensor, Tensor]:
+def _weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     module, outputs, channels = kernels.module_for(x.device), grad.shape[1], x.shape[1]
     if module is None or not _serves(x, outputs):
-        return weight_gradient_reference(grad, x, positive)
+        return weight_gradient_reference(grad, x)
     of_weight, of_bias = x.new_empty((outputs, 3, 3, channels)), x.new_empty((outputs, 1, 1, 1))
-    above = x.new_empty(0, 1, 1, 1) if positive is None else positive
-    maps, signs, inputs = (y.permute(0, 2, 3, 1).contiguous() for y in (grad, above, x))
-    module.weight_gradient(maps, signs, inputs, of_weight, of_bias, torch.get_num_threads())
+    maps, inputs = (y.permute(0, 2, 3, 1).contiguous() for y in (grad, x))
+    module.weight_gradient(maps, inputs, of_weight, of_bias, torch.get_num_threads())
     return of_weight.permute(0, 3, 1, 2), of_bias.flatten()
 
 
 _library = torch.library.Library("rcnn", "FRAGMENT")  # torch.library.custom_op would load the compiler, for a second
-_library.define("weight_gradient(Tensor grad, Tensor x, Tensor? positive) -> (Tensor, Tensor)")
+_library.define("weight_gradient(Tensor grad, Tensor x) -> (Tensor, Tensor)")
 _library.impl("weight_gradient", _weight_gradient, "CPU")
 OPERATOR = torch.ops.rcnn.weight_gradient

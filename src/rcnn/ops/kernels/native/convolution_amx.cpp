@@ -40,7 +40,7 @@ struct Piece {
     for (int64_t k = 0; k < span; ++row, column = 0) {
       const int64_t start = start_of(row), end = least(span, k + line - column);
       const int64_t inside = start < 0 ? k : least(end, k + conv.shape.width - column);
-      if (k < inside) copy(start + column * conv.shape.channels, k, inside);
+      if (k < inside) (conv.positive ? mask : copy)(*this, start + column * conv.shape.channels, k, inside);
       for (k = k < inside ? inside : k; k < end; ++k)
         for (int64_t c = 0; c < conv.shape.channels; c += DEPTH) write(place(c, k), _mm512_setzero_si512());
     }
@@ -48,17 +48,32 @@ struct Piece {
 
   char* place(int64_t channel, int64_t k) const { return inputs + (channel / DEPTH * span + k) * PLACE; }
 
-  void copy(int64_t at, int64_t k, int64_t end) const {
-    const int64_t channels = conv.shape.channels;
+  static void copy(const Piece& to, int64_t at, int64_t k, int64_t end) {
+    const int64_t channels = to.conv.shape.channels;
     for (; k < end; ++k, at += channels)
-      for (int64_t c = 0; c < channels; c += DEPTH) write(place(c, k), read(at + c));
+      for (int64_t c = 0; c < channels; c += DEPTH) write(to.place(c, k), _mm512_loadu_si512(to.conv.inputs + at + c));
   }
 
-  __m512i read(int64_t at) const {
-    const __m512i values = _mm512_loadu_si512(conv.inputs + at);
-    if (!conv.positive) return values;
-    const __m512i of = _mm512_loadu_si512(conv.positive + at);
-    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(of, _mm512_setzero_si512()), values);
+  // Of each place one piece stores what the mask leaves: of the pieces around it, too, it is among the inputs.
+  static void mask(const Piece& to, int64_t at, int64_t k, int64_t end) {
+    const int64_t channels = to.conv.shape.channels;
+    for (; k < end; ++k, at += channels) {
+      const bool own = k >= to.halo && k < to.halo + to.part.count && to.part.panel == 0;
+      for (int64_t c = 0; c < channels; c += DEPTH) {
+        const __m512i of = _mm512_loadu_si512(to.conv.positive + at + c);
+        const __mmask32 kept = _mm512_cmpgt_epi16_mask(of, _mm512_setzero_si512());
+        const __m512i left = _mm512_maskz_mov_epi16(kept, _mm512_loadu_si512(to.conv.inputs + at + c));
+        write(to.place(c, k), left);
+        if (own) store_past_caches(to.conv.masked + at + c, left);
+      }
+    }
+  }
+
+  static void store_past_caches(bfloat16* to, __m512i values) {
+    if (reinterpret_cast<uintptr_t>(to) % LINE == 0)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), values);
+    else
+      _mm512_storeu_si512(to, values);
   }
 
   // The block that comes after one: the next below it, which shares two of three lines with it, or a column's first.
@@ -107,6 +122,7 @@ struct Piece {
       conv.pool ? store_pooled(panel * PANEL) : store(panel * PANEL);
     }
     _tile_release();
+    _mm_sfence();  // after what went past the caches
   }
 
   __m512 sums_of(int64_t place, int64_t half) const {

@@ -9,23 +9,20 @@ using Floats = ndarray<const float, nb::shape<-1>, nb::c_contig, nb::device::cpu
 using Halves = ndarray<nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
 using ConstHalves = ndarray<nb::ro, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
 
-// grad and positive (B, h, w, F), inputs (B, h, w, E), weight (F, 3, 3, E), bias (F, 1, 1, 1), all in bfloat16. A positive
-// of no elements is not wanted.
-void weight_gradient(ConstHalves grad, ConstHalves positive, ConstHalves inputs, Halves weight, Halves bias, int threads) {
+// grad (B, h, w, F), inputs (B, h, w, E), weight (F, 3, 3, E), bias (F, 1, 1, 1), all in bfloat16.
+void weight_gradient(ConstHalves grad, ConstHalves inputs, Halves weight, Halves bias, int threads) {
   const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
   const int64_t outputs = grad.shape(3);
   bool fits = rcnn::has_amx() && shape.channels % 32 == 0 && outputs % 32 == 0;
   for (int axis = 0; axis < 3; ++axis) fits = fits && grad.shape(axis) == inputs.shape(axis);
   fits = fits && int64_t(weight.size()) == outputs * 9 * shape.channels && int64_t(bias.size()) == outputs;
-  fits = fits && (!positive.size() || positive.size() == grad.size());
-  for (const auto& type : {grad.dtype(), positive.dtype(), inputs.dtype(), weight.dtype(), bias.dtype()})
+  for (const auto& type : {grad.dtype(), inputs.dtype(), weight.dtype(), bias.dtype()})
     fits = fits && is_bfloat16(type);
   if (!fits) throw nb::value_error("weight_gradient: shapes, types or the processor do not fit");
   const rcnn::ConvGradient conv{shape,
                                 int64_t(grad.shape(0)),
                                 outputs,
                                 data<const rcnn::bfloat16>(grad),
-                                positive.size() ? data<const rcnn::bfloat16>(positive) : nullptr,
                                 data<const rcnn::bfloat16>(inputs),
                                 data<rcnn::bfloat16>(weight),
                                 data<rcnn::bfloat16>(bias)};
@@ -36,17 +33,17 @@ void weight_gradient(ConstHalves grad, ConstHalves positive, ConstHalves inputs,
 using Packed = ndarray<nb::shape<-1, -1, 9, 1024>, nb::c_contig, nb::device::cpu>;
 using ConstPacked = ndarray<nb::ro, nb::shape<-1, -1, 9, 1024>, nb::c_contig, nb::device::cpu>;
 
-// inputs and positive (B, h, w, E), weights (F / 32, E / 32, 9, 1024), bias (F), add and maps (B, h, w, F), all but the
+// inputs, positive and masked (B, h, w, E), weights (F / 32, E / 32, 9, 1024), bias (F), add and maps (B, h, w, F), all but the
 // bias in bfloat16; pooled maps (B, h / 2, w / 2, F). What has no elements is not wanted.
-void convolution(ConstHalves inputs, ConstHalves positive, ConstPacked weights, Floats bias, ConstHalves add, Halves maps,
+void convolution(ConstHalves inputs, ConstHalves positive, Halves masked, ConstPacked weights, Floats bias, ConstHalves add, Halves maps,
                  bool relu, bool pool, int threads) {
   const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
   const int64_t outputs = 32 * weights.shape(0), part = pool ? 2 : 1;
   bool fits = rcnn::has_amx() && int64_t(weights.shape(1)) * 32 == shape.channels && maps.shape(0) == inputs.shape(0) &&
               int64_t(maps.shape(1)) == shape.height / part && int64_t(maps.shape(2)) == shape.width / part &&
               int64_t(maps.shape(3)) == outputs && (!bias.size() || int64_t(bias.size()) == outputs) &&
-              (!positive.size() || positive.size() == inputs.size()) && (!add.size() || (add.size() == maps.size() && !pool));
-  for (const auto& type : {inputs.dtype(), positive.dtype(), weights.dtype(), add.dtype(), maps.dtype()})
+              (!positive.size() || positive.size() == inputs.size()) && masked.size() == positive.size() && (!add.size() || (add.size() == maps.size() && !pool));
+  for (const auto& type : {inputs.dtype(), positive.dtype(), masked.dtype(), weights.dtype(), add.dtype(), maps.dtype()})
     fits = fits && is_bfloat16(type);
   if (!fits) throw nb::value_error("convolution: shapes, types or the processor do not fit");
   const rcnn::Convolution conv{shape,
@@ -55,6 +52,7 @@ void convolution(ConstHalves inputs, ConstHalves positive, ConstPacked weights, 
                                data<const rcnn::bfloat16>(inputs),
                                data<const rcnn::bfloat16>(weights),
                                positive.size() ? data<const rcnn::bfloat16>(positive) : nullptr,
+                               positive.size() ? data<rcnn::bfloat16>(masked) : nullptr,
                                bias.size() ? bias.data() : nullptr,
                                add.size() ? data<const rcnn::bfloat16>(add) : nullptr,
                                data<rcnn::bfloat16>(maps),
@@ -80,8 +78,9 @@ void pack_convolution(ConstHalves weights, Packed packed, bool transposed, int t
 
 void bind_convolution(nanobind::module_& m) {
   m.def("weight_gradient", &weight_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
+        nb::arg().noconvert(), nb::arg());
   m.def("convolution", &convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg());
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
+        nb::arg());
   m.def("pack_convolution", &pack_convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
 }

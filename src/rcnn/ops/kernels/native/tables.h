@@ -154,9 +154,8 @@ constexpr int64_t RUN = 256;        // places that are summed at a time; of 192 
 struct ConvGradient {
   FeatureShape shape;  // of an input; as many channels as fill pairs of tiles, and so the outputs
   int64_t images, outputs;
-  const bfloat16* grad;      // of the maps: (images, height, width, outputs)
-  const bfloat16* positive;  // of the maps' shape, or none: where it is not, the gradient counts as zero
-  const bfloat16* inputs;    // (images, height, width, channels)
+  const bfloat16* grad;    // of the maps: (images, height, width, outputs)
+  const bfloat16* inputs;  // (images, height, width, channels)
   bfloat16* weight;        // (outputs, 3, 3, channels)
   bfloat16* bias;          // (outputs)
 
@@ -174,10 +173,10 @@ struct ConvPiece {
 // Computes a piece from all places. Only where there is AMX.
 typedef void (*WeightGradientKernel)(const ConvGradient&, ConvPiece, char* scratch);
 
-// Bytes of a piece's sums, gradients, inputs (twice), their rows (twice) and a row of zeros.
+// Bytes of a piece's sums, gradients, inputs (twice), their rows and a row of zeros.
 inline int64_t weight_gradient_scratch(const ConvGradient& conv, int64_t outputs, int64_t channels) {
   const int64_t span = RUN + 2 * conv.halo(), widest = outputs > channels ? outputs : channels;
-  return 36 * outputs * channels + 2 * outputs * RUN + 4 * channels * span + 16 * (span + 8) + 2 * widest;
+  return 36 * outputs * channels + 2 * outputs * RUN + 4 * channels * span + 8 * (span + 8) + 2 * widest;
 }
 
 // A convolution of 3 x 3 cells with a border of one, of bfloat16; in and out as many channels as fill pairs of tiles.
@@ -187,6 +186,7 @@ struct Convolution {
   const bfloat16* inputs;    // (images, height, width, channels)
   const bfloat16* weights;   // (outputs / 32, channels / 32, cell: 9, half of 32 outputs, pair of channels: 16, output: 16, 2)
   const bfloat16* positive;  // of the inputs' shape, or none: where it is not, the inputs count as zero
+  bfloat16* masked;          // receives these inputs; where there is `positive`
   const float* bias;         // (outputs), or none
   const bfloat16* add;       // to the maps, or none
   bfloat16* maps;            // (images, height, width, outputs), or half of height and width

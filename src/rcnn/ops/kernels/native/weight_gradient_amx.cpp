@@ -30,7 +30,7 @@ struct Piece {
   const ConvPiece part;
   const int64_t line, halo, grad_stride, input_stride;  // strides in bytes, from 16 outputs or channels to the next
   char *sums, *grad, *even, *odd;
-  const bfloat16 **rows, **signs;  // at each place, of the maps and of what is positive there
+  const bfloat16** rows;
   bfloat16* zeros;
   __m512 bias[16] = {};
 
@@ -42,17 +42,16 @@ struct Piece {
     even = grad + part.outputs / TILE_SIDE * grad_stride;
     odd = even + part.channels / TILE_SIDE * input_stride;
     rows = reinterpret_cast<const bfloat16**>(odd + part.channels / TILE_SIDE * input_stride);
-    signs = rows + RUN + 2 * halo + 8;
-    zeros = reinterpret_cast<bfloat16*>(signs + RUN + 2 * halo + 8);
+    zeros = reinterpret_cast<bfloat16*>(rows + RUN + 2 * halo + 8);
     std::memset(zeros, 0, sizeof(bfloat16) * (part.outputs > part.channels ? part.outputs : part.channels));
   }
 
-  // Finds the first of a map's channels at each of the places; outside of the maps they are zero.
-  void locate(const bfloat16** at, const bfloat16* maps, int64_t channels, int64_t first, int64_t count) const {
+  // Sets `rows` to the first of a map's channels at each of the places; outside of the maps they are zero.
+  void locate(const bfloat16* maps, int64_t channels, int64_t first, int64_t count) const {
     int64_t row = (first + 2 * line) / line - 2, column = first - row * line;  // halo <= 2 * line places before the maps
     const bfloat16* begin = begin_of(maps, channels, row);
     for (int64_t k = 0; k < count; ++k) {
-      at[k] = begin && column < conv.shape.width ? begin + column * channels : zeros;
+      rows[k] = begin && column < conv.shape.width ? begin + column * channels : zeros;
       if (++column == line) begin = begin_of(maps, channels, ++row), column = 0;
     }
   }
@@ -65,25 +64,18 @@ struct Piece {
   }
 
   void pack_grad(int64_t first, int64_t count) {
-    locate(rows, conv.grad + part.first_output, conv.outputs, first, count);
-    if (conv.positive) locate(signs, conv.positive + part.first_output, conv.outputs, first, count);
-    for (int64_t f = 0; f < part.outputs; f += PAIR)
-      for (int64_t k = 0; k < count; k += TILE_DEPTH)
-        pack_two_tiles(k, f, grad + f / TILE_SIDE * grad_stride + k * PLACE);
+    locate(conv.grad + part.first_output, conv.outputs, first, count);
+    for (int64_t k = 0; k < count; k += TILE_DEPTH)
+      for (int64_t f = 0; f < part.outputs; f += PAIR)
+        pack_two_tiles(rows + k, f, grad + f / TILE_SIDE * grad_stride + k * PLACE);
   }
 
-  __m512i read_grad(int64_t k, int64_t f) const {
-    const __m512i values = read(rows[k] + f);
-    if (!conv.positive) return values;
-    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(read(signs[k] + f), _mm512_setzero_si512()), values);
-  }
-
-  void pack_two_tiles(int64_t k, int64_t f, char* to) {
+  void pack_two_tiles(const bfloat16* const* from, int64_t f, char* to) {
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     __m512i low[16], high[16];
     __m512* sum = bias + f / TILE_SIDE;
     for (int i = 0; i < 16; ++i) {
-      const __m512i one = read_grad(k + 2 * i, f), other = read_grad(k + 2 * i + 1, f);
+      const __m512i one = read(from[2 * i] + f), other = read(from[2 * i + 1] + f);
       low[i] = _mm512_unpacklo_epi16(one, other);
       high[i] = _mm512_unpackhi_epi16(one, other);
       sum[0] = _mm512_dpbf16_ps(sum[0], (__m512bh)low[i], ones);
@@ -100,15 +92,17 @@ struct Piece {
     const int64_t kept = first ? 2 * halo : 0, fresh = count + 2 * halo - kept;
     for (int64_t c = 0; kept && c < 2 * part.channels / TILE_SIDE; ++c)
       std::memmove(even + c * input_stride, even + c * input_stride + RUN * PLACE, kept * PLACE);
-    locate(rows, conv.inputs + part.first_channel, conv.shape.channels, first - halo + kept, fresh + 1);
-    for (int64_t c = 0; c < part.channels; c += PAIR)
-      pack_pairs(c, fresh, c / TILE_SIDE * input_stride + kept * PLACE);
+    locate(conv.inputs + part.first_channel, conv.shape.channels, first - halo + kept, fresh + 1);
+    for (int64_t k = 0; k < fresh; k += TILE_DEPTH)
+      for (int64_t c = 0; c < part.channels; c += PAIR)
+        pack_pairs(rows + k, c, fresh - k < TILE_DEPTH ? fresh - k : TILE_DEPTH,
+                   c / TILE_SIDE * input_stride + (kept + k) * PLACE);
   }
 
-  void pack_pairs(int64_t c, int64_t count, int64_t at) const {
-    __m512i one = read(rows[0] + c);
+  void pack_pairs(const bfloat16* const* from, int64_t c, int64_t count, int64_t at) const {
+    __m512i one = read(from[0] + c);
     for (int64_t k = 0; k < count; k += 2, at += LINE) {
-      const __m512i other = read(rows[k + 1] + c), next = read(rows[k + 2] + c);
+      const __m512i other = read(from[k + 1] + c), next = read(from[k + 2] + c);
       write(even + at, _mm512_unpacklo_epi16(one, other));
       write(even + at + input_stride, _mm512_unpackhi_epi16(one, other));
       write(odd + at, _mm512_unpacklo_epi16(other, next));
