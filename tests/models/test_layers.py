@@ -17,6 +17,7 @@ from rcnn.models.layers import (
     can_pack,
     convolve,
     convolve_and_pool,
+    convolve_pictures,
     dense,
     fuse,
     truncate,
@@ -263,3 +264,24 @@ def test_a_large_layer_in_bfloat16_by_either_kernel(shape: tuple[int, ...], monk
         with torch.no_grad():
             got = dense(x, FusedLinear(linear, torch.bfloat16), relu=True)
         assert (got.double() - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_first_two_convolutions_of_pictures_are_the_two(
+    trained: bool, fused: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.ops.convolution.LEAST_WORK", 0)
+    pair = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, bias=biased))
+    pair.requires_grad_(trained)
+    x = torch.randn(2, 3, 9, 14).to(memory_format=torch.channels_last)
+    expected = F.max_pool2d(pair[1](pair[0](x).relu()).relu(), 2, 2)
+    if fused:
+        fuse(pair, torch.bfloat16)
+        x = x.bfloat16()
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not fused):
+            y = convolve_pictures(x, pair[0], pair[1])
+        assert y.dtype == torch.bfloat16 and y.requires_grad == (trained and not fused)
+        assert torch.allclose(y.float(), expected, rtol=0.02, atol=0.02)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rcnn.ops import convolution, large_linear, linear, weight_gradient, winograd
+from rcnn.ops import convolution, large_linear, linear, stem, weight_gradient, winograd
 
 AWAKE = 0.05  # seconds of work in a row, of which waking is a small part
 
@@ -62,6 +62,7 @@ def count_work(task: Task) -> Work:
             large_linear.WEIGHT_OPERATOR: _product_over_rows,
             winograd.OPERATOR: _of_nine_cells,
             convolution.OPERATOR: _of_nine_cells,
+            stem.OPERATOR: _stem,
             convolution.GRADIENT: _gradient_of_nine_cells,
             weight_gradient.OPERATOR: _weight_gradient,
             torch.ops.onednn.qconv2d_pointwise: _quantised,
@@ -84,6 +85,12 @@ def _convolution(*shapes: Any, out_shape: Any, **_: Any) -> int:
 def _of_nine_cells(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """FLOPs of a direct convolution whose map, before it is pooled, is as large as x; of Winograd's the same."""
     return 2 * prod(x) * out_shape[1] * 9
+
+
+def _stem(x: Any, _first: Any, first_bias: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """FLOPs of both convolutions."""
+    between = (x[0], *first_bias, *x[2:])
+    return _of_nine_cells(x, out_shape=between) + _of_nine_cells(between, out_shape=out_shape)
 
 
 def _gradient_of_nine_cells(grad: Any, *_: Any, out_shape: Any, **__: Any) -> int:

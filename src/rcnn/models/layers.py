@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from rcnn.models import functions
 from rcnn.models.norm import FrozenBatchNorm
 from rcnn.models.quantised import pack_layers
-from rcnn.ops import convolution
+from rcnn.ops import convolution, stem
 from rcnn.ops import linear as tiles
 from rcnn.ops.pool import max_pool
 from rcnn.ops.winograd import pays, transform_weight, winograd
@@ -57,9 +57,42 @@ def convolve_and_pool(x: Real[Tensor, "B E H W"], conv: nn.Module) -> Map:
     return max_pool(convolve(x, conv, relu=True), 2, stride=2)
 
 
-def _wants_gradient(x: Tensor, layer: nn.Module) -> bool:
-    """Whether one may pass through the layer; the compiler is to see it in parts too."""
-    wants = any(y.requires_grad for y in (x, *layer.parameters()))
+def convolve_pictures(x: Float[Tensor, "B 3 H W"], first: nn.Module, second: nn.Module) -> Map:
+    """`convolve_and_pool(convolve(x, first, relu=True), second)`, as one kernel where no gradient passes."""
+    (x,) = _as_autocast(x)
+    if isinstance(first, FusedConv) and isinstance(second, FusedConv):
+        run = _fused_stem(x, first, second)
+    else:
+        run = None if _wants_gradient(x, first, second) else _stem(x, first, second)
+    return convolve_and_pool(convolve(x, first, relu=True), second) if run is None else run(x)
+
+
+def _fused_stem(x: Tensor, first: "FusedConv", second: "FusedConv") -> Callable[[Tensor], Tensor] | None:
+    """Made by the layers' first call, which lets them go; other threads may be at it too."""
+    layers = first.conv, second.conv  # read before the stem, which is there before they go
+    if second.stem is None and (made := _stem(x, *layers)) is not None:
+        second.stem = made
+        first.conv = second.conv = None
+    return second.stem
+
+
+def _stem(x: Tensor, first: nn.Module | None, second: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
+    """What two convolutions make of such pictures as one kernel; None: it does not serve them."""
+    if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
+        return None
+    if first.bias is None or second.bias is None:
+        return None
+    one, other = (layer.weight.detach().to(x.dtype) for layer in (first, second))
+    if not stem.pays(x, one, other, _sizes(first), _sizes(second)):
+        return None
+    one_bias, other_bias = (bias.detach().float() for bias in (first.bias, second.bias))
+    packed = (stem.pack_first(one), one_bias, convolution.pack(other), other_bias)
+    return lambda x: stem.stem(x, *packed)
+
+
+def _wants_gradient(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether one may pass through the layers; the compiler is to see it in parts too."""
+    wants = any(y.requires_grad for y in (x, *(p for layer in layers for p in layer.parameters())))
     return (torch.is_grad_enabled() and wants) or torch.compiler.is_compiling()
 
 
@@ -157,6 +190,7 @@ class FusedConv(nn.Module):
         self.run: Callable[..., Tensor] = _plain
         self.kernel_size, self.sizes = conv.kernel_size, _sizes(conv)
         self.conv: nn.Conv2d | None = conv
+        self.stem: Callable[[Tensor], Tensor] | None = None  # of this layer and the one before it
         self.weight = self.bias = torch.empty(0)
 
     @torch.no_grad()

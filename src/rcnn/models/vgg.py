@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcnn.models.initial import initialise
-from rcnn.models.layers import convolve, convolve_and_pool
+from rcnn.models.layers import convolve, convolve_and_pool, convolve_pictures
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -28,7 +28,8 @@ class VGG16(nn.Module):
         initialise(self)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 512 h w"]:
-        for stage, widths in enumerate(STAGES, start=1):
+        x = convolve_pictures(x, self.get_submodule("conv1_1"), self.get_submodule("conv1_2"))
+        for stage, widths in enumerate(STAGES[1:], start=2):
             *others, last = (self.get_submodule(f"conv{stage}_{i}") for i in range(1, len(widths) + 1))
             for conv in others:
                 x = convolve(x, conv, relu=True)

@@ -3,6 +3,8 @@
 // The inputs of a piece are copied once, for each 32 channels place after place, so that 16 places from any cell on are a
 // tile, and a neighbour's products need no other. The weights of 32 outputs, 32 channels and 9 cells then stay in the first
 // cache while they pass over the places.
+#include <cstring>
+
 #include "tiles.h"
 
 namespace {
@@ -14,18 +16,23 @@ using rcnn::ConvolutionWeights;
 constexpr int64_t CELLS = 9, BLOCK = 32, PANEL = 32, DEPTH = 32;  // places of a block, outputs of a panel, channels
 constexpr int64_t SUMS = 4 * TILE, WEIGHTS = CELLS * 2 * TILE;    // bytes, of a block and a panel
 constexpr int64_t PLACE = DEPTH * 2;                              // bytes, of a place
+constexpr int64_t BATCH = 128;                                    // places of a stem, computed together
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+struct Cell {
+  int64_t row, column, index;  // of places; of its first channel
+};
 
 struct Piece {
   const Convolution& conv;
   const ConvolutionPiece part;
   const int64_t line, halo, blocks, span;  // places of a line, around, in blocks, with those around
-  char *inputs, *sums;
+  char *inputs, *sums, *lines;
 
   Piece(const Convolution& of, const ConvolutionPiece& piece, char* scratch)
       : conv(of), part(piece), line(of.line()), halo(of.halo()), blocks((piece.count + BLOCK - 1) / BLOCK),
-        span(blocks * BLOCK + 2 * halo), inputs(scratch), sums(scratch + span * conv.shape.channels * 2) {}
+        span(blocks * BLOCK + 2 * halo), inputs(scratch), sums(scratch + span * conv.shape.channels * 2), lines(sums + blocks * SUMS) {}
 
   // Where a row of places begins in the inputs; negative: it lies between images or outside of them.
   int64_t start_of(int64_t row) const {
@@ -40,7 +47,7 @@ struct Piece {
     for (int64_t k = 0; k < span; ++row, column = 0) {
       const int64_t start = start_of(row), end = least(span, k + line - column);
       const int64_t inside = start < 0 ? k : least(end, k + conv.shape.width - column);
-      if (k < inside) (conv.positive ? mask : copy)(*this, start + column * conv.shape.channels, k, inside);
+      if (k < inside) (conv.positive ? mask : conv.inputs ? copy : begin)(*this, {row, column, start + column * conv.shape.channels}, k, inside);
       for (k = k < inside ? inside : k; k < end; ++k)
         for (int64_t c = 0; c < conv.shape.channels; c += DEPTH) write(place(c, k), _mm512_setzero_si512());
     }
@@ -48,15 +55,17 @@ struct Piece {
 
   char* place(int64_t channel, int64_t k) const { return inputs + (channel / DEPTH * span + k) * PLACE; }
 
-  static void copy(const Piece& to, int64_t at, int64_t k, int64_t end) {
+  static void copy(const Piece& to, Cell cell, int64_t k, int64_t end) {
     const int64_t channels = to.conv.shape.channels;
+    int64_t at = cell.index;
     for (; k < end; ++k, at += channels)
       for (int64_t c = 0; c < channels; c += DEPTH) write(to.place(c, k), _mm512_loadu_si512(to.conv.inputs + at + c));
   }
 
   // Of each place one piece stores what the mask leaves: of the pieces around it, too, it is among the inputs.
-  static void mask(const Piece& to, int64_t at, int64_t k, int64_t end) {
+  static void mask(const Piece& to, Cell cell, int64_t k, int64_t end) {
     const int64_t channels = to.conv.shape.channels;
+    int64_t at = cell.index;
     for (; k < end; ++k, at += channels) {
       const bool own = k >= to.halo && k < to.halo + to.part.count && to.part.panel == 0;
       for (int64_t c = 0; c < channels; c += DEPTH) {
@@ -66,6 +75,63 @@ struct Piece {
         write(to.place(c, k), left);
         if (own) store_past_caches(to.conv.masked + at + c, left);
       }
+    }
+  }
+
+  // What the stem makes of a picture: each place's 27 values are a row of a tile, which is multiplied by its weights once.
+  static void begin(const Piece& to, Cell cell, int64_t k, int64_t end) {
+    const int64_t image = cell.row / to.conv.rows(), y = cell.row % to.conv.rows();
+    for (int64_t i = 0; i < 3; ++i) to.read_line(image, y + i - 1, to.lines + i * to.conv.picture_line());
+    for (int64_t x = cell.column; k < end; k += BATCH, x += BATCH) to.compute_batch(x, k, least(BATCH, end - k));
+  }
+
+  void read_line(int64_t image, int64_t y, char* to) const {
+    const int64_t bytes = 2 * 3 * conv.shape.width;
+    std::memset(to, 0, conv.picture_line());
+    if (y >= 0 && y < conv.shape.height)
+      std::memcpy(to + 6, conv.stem.pictures + (image * conv.shape.height + y) * 3 * conv.shape.width, bytes);
+  }
+
+  void compute_batch(int64_t x, int64_t k, int64_t count) const {
+    alignas(64) char values[BATCH * LINE], results[BATCH / BLOCK * SUMS];
+    for (int64_t i = 0; i < count; ++i) write(values + i * LINE, values_around(x + i));
+    finish_writing(values);
+    for (int64_t c = 0; c < conv.shape.channels; c += DEPTH) {
+      const char* weights = reinterpret_cast<const char*>(conv.stem.weights + c * DEPTH);
+      for (int64_t i = 0; i < count; i += BLOCK) {
+        zero_sums();
+        load_factors(values + i * LINE, TILE, weights, TILE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        store_sums(results + i / BLOCK * SUMS);
+      }
+      finish_writing(results);
+      round_batch(results, c, k, count);
+    }
+  }
+
+  // Of three rows nine values, and zeros.
+  __m512i values_around(int64_t x) const {
+    alignas(64) static constexpr uint16_t ORDER[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  16, 17, 18, 19, 20, 21, 22,
+                                                       23, 24, 32, 33, 34, 35, 36, 37, 38, 39, 40, 0,  0,  0,  0,  0};
+    const char* from = lines + x * 6;
+    const __m512i two = _mm512_inserti64x4(_mm512_castsi256_si512(half_line(from)), half_line(from + conv.picture_line()), 1);
+    const __m512i third = _mm512_castsi256_si512(half_line(from + 2 * conv.picture_line()));
+    return _mm512_maskz_permutex2var_epi16((1u << 27) - 1, two, _mm512_load_si512(ORDER), third);
+  }
+
+  static __m256i half_line(const char* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+
+  void round_batch(const char* results, int64_t c, int64_t k, int64_t count) const {
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 low = _mm512_loadu_ps(conv.stem.bias + c), high = _mm512_loadu_ps(conv.stem.bias + c + 16);
+    for (int64_t i = 0; i < count; ++i) {
+      const char* from = results + i / 16 * 2 * TILE + i % 16 * LINE;
+      const __m512 one = _mm512_max_ps(zero, _mm512_add_ps(low, _mm512_load_ps(from)));
+      const __m512 other = _mm512_max_ps(zero, _mm512_add_ps(high, _mm512_load_ps(from + TILE)));
+      write(place(c, k + i), (__m512i)_mm512_cvtne2ps_pbh(other, one));
     }
   }
 
@@ -111,8 +177,8 @@ struct Piece {
   }
 
   void compute() const {
-    pack();
     configure();
+    pack();
     for (int64_t panel = part.panel; panel < part.panel + part.panels; ++panel) {
       const char* weights = reinterpret_cast<const char*>(conv.weights) + panel * conv.shape.channels / DEPTH * WEIGHTS;
       finish_writing(inputs);

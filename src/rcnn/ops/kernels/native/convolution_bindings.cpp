@@ -50,6 +50,7 @@ void convolution(ConstHalves inputs, ConstHalves positive, Halves masked, ConstP
                                int64_t(inputs.shape(0)),
                                outputs,
                                data<const rcnn::bfloat16>(inputs),
+                               {},
                                data<const rcnn::bfloat16>(weights),
                                positive.size() ? data<const rcnn::bfloat16>(positive) : nullptr,
                                positive.size() ? data<rcnn::bfloat16>(masked) : nullptr,
@@ -58,6 +59,37 @@ void convolution(ConstHalves inputs, ConstHalves positive, Halves masked, ConstP
                                data<rcnn::bfloat16>(maps),
                                relu,
                                pool};
+  nb::gil_scoped_release release;
+  rcnn::convolution(conv, threads);
+}
+
+// pictures (B, h, w, 3), first (E / 32, 1, 1, 1024), first_bias (E), weights (F / 32, E / 32, 9, 1024), bias (F), maps
+// (B, h / 2, w / 2, F), all but the biases in bfloat16.
+void stem(ConstHalves pictures, ConstHalves first, Floats first_bias, ConstPacked weights, Floats bias, Halves maps,
+          int threads) {
+  const int64_t channels = first_bias.size(), outputs = 32 * weights.shape(0);
+  const rcnn::FeatureShape shape{int64_t(pictures.shape(1)), int64_t(pictures.shape(2)), channels};
+  bool fits = rcnn::has_amx() && pictures.shape(3) == 3 && int64_t(first.size()) == channels * 32 &&
+              int64_t(weights.shape(1)) * 32 == channels && int64_t(bias.size()) == outputs &&
+              maps.shape(0) == pictures.shape(0) && int64_t(maps.shape(1)) == shape.height / 2 &&
+              int64_t(maps.shape(2)) == shape.width / 2 && int64_t(maps.shape(3)) == outputs;
+  for (const auto& type : {pictures.dtype(), first.dtype(), weights.dtype(), maps.dtype()})
+    fits = fits && is_bfloat16(type);
+  if (!fits) throw nb::value_error("stem: shapes, types or the processor do not fit");
+  const rcnn::Stem begin{data<const rcnn::bfloat16>(pictures), data<const rcnn::bfloat16>(first), first_bias.data()};
+  const rcnn::Convolution conv{shape,
+                               int64_t(pictures.shape(0)),
+                               outputs,
+                               nullptr,
+                               begin,
+                               data<const rcnn::bfloat16>(weights),
+                               nullptr,
+                               nullptr,
+                               bias.data(),
+                               nullptr,
+                               data<rcnn::bfloat16>(maps),
+                               true,
+                               true};
   nb::gil_scoped_release release;
   rcnn::convolution(conv, threads);
 }
@@ -82,5 +114,7 @@ void bind_convolution(nanobind::module_& m) {
   m.def("convolution", &convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
         nb::arg());
+  m.def("stem", &stem, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
   m.def("pack_convolution", &pack_convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());
 }

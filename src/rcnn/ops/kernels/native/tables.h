@@ -179,11 +179,19 @@ inline int64_t weight_gradient_scratch(const ConvGradient& conv, int64_t outputs
   return 36 * outputs * channels + 2 * outputs * RUN + 4 * channels * span + 8 * (span + 8) + 2 * widest;
 }
 
+// A convolution of 3 x 3 cells with a border of one and a ReLU, of pictures: what another convolution sees.
+struct Stem {
+  const bfloat16* pictures;  // (images, height, width, 3)
+  const bfloat16* weights;   // (outputs / 32, half of 32, pair of inputs: 16, output: 16, 2); inputs are 27 values and zeros
+  const float* bias;
+};
+
 // A convolution of 3 x 3 cells with a border of one, of bfloat16; in and out as many channels as fill pairs of tiles.
 struct Convolution {
   FeatureShape shape;  // of an input
   int64_t images, outputs;
-  const bfloat16* inputs;    // (images, height, width, channels)
+  const bfloat16* inputs;    // (images, height, width, channels), or none: they come of the stem
+  Stem stem;
   const bfloat16* weights;   // (outputs / 32, channels / 32, cell: 9, half of 32 outputs, pair of channels: 16, output: 16, 2)
   const bfloat16* positive;  // of the inputs' shape, or none: where it is not, the inputs count as zero
   bfloat16* masked;          // receives these inputs; where there is `positive`
@@ -198,6 +206,9 @@ struct Convolution {
   int64_t rows() const { return pool ? shape.height / 2 * 2 + 2 : shape.height + 1; }
   int64_t places() const { return ((images - 1) * rows() + shape.height) * line(); }
   int64_t halo() const { return line() + 1; }  // what a place's neighbours may lie before it or after it
+
+  // Bytes of a row of the picture with a zero cell on both sides, and what is read past its end.
+  int64_t picture_line() const { return (2 * 3 * (shape.width + 2) + 64 + 63) / 64 * 64; }
 };
 
 // What one thread computes at a time: places of all images, and groups of 32 outputs. Pairs of rows where they are pooled.
@@ -211,7 +222,7 @@ typedef void (*ConvolutionKernel)(const Convolution&, const ConvolutionPiece&, c
 // Bytes of the inputs of so many places and of the sums of 32 outputs there.
 inline int64_t convolution_scratch(const Convolution& conv, int64_t count) {
   const int64_t whole = (count + 31) / 32 * 32;
-  return 2 * conv.shape.channels * (whole + 2 * conv.halo()) + 128 * whole;
+  return 2 * conv.shape.channels * (whole + 2 * conv.halo()) + 128 * whole + 3 * conv.picture_line();
 }
 
 // Weights (outputs, 3, 3, channels) to be put in the order of Convolution; `transposed`: in that of the gradient of the
