@@ -71,20 +71,24 @@ struct Piece {
   }
 
   void pack_two_tiles(const bfloat16* const* from, int64_t f, char* to) {
-    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     __m512i low[16], high[16];
-    __m512* sum = bias + f / TILE_SIDE;
     for (int i = 0; i < 16; ++i) {
       const __m512i one = read(from[2 * i] + f), other = read(from[2 * i + 1] + f);
       low[i] = _mm512_unpacklo_epi16(one, other);
       high[i] = _mm512_unpackhi_epi16(one, other);
-      sum[0] = _mm512_dpbf16_ps(sum[0], (__m512bh)low[i], ones);
-      sum[1] = _mm512_dpbf16_ps(sum[1], (__m512bh)high[i], ones);
     }
+    if (part.first_channel == 0) add_bias(low, bias[f / TILE_SIDE]), add_bias(high, bias[f / TILE_SIDE + 1]);
     transpose(low);
     for (int i = 0; i < 16; ++i) write(to + i * LINE, low[i]);
     transpose(high);
     for (int i = 0; i < 16; ++i) write(to + grad_stride + i * LINE, high[i]);
+  }
+
+  static void add_bias(const __m512i* pairs, __m512& sum) {
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    __m512 parts[4] = {};
+    for (int i = 0; i < 16; ++i) parts[i % 4] = _mm512_dpbf16_ps(parts[i % 4], (__m512bh)pairs[i], ones);
+    sum += (parts[0] + parts[1]) + (parts[2] + parts[3]);
   }
 
   // Of the places `first - halo` to `first + count + halo`, where those of the run before come first.
