@@ -16,6 +16,7 @@ def test_values_and_gradients_by_our_kernels_are_those_by_onednn(
 ) -> None:
     for kernel, work in zip(("convolution", "weight_gradient"), least, strict=True):
         monkeypatch.setattr(f"rcnn.ops.{kernel}.LEAST_WORK", work)
+    monkeypatch.setattr("rcnn.ops.convolution.MUCH_WORK", least[0])
     conv = nn.Conv2d(128, 160, 3, padding=1, bias=not normalised)
     norm, results = random_norm(160) if normalised else None, []
     x = torch.randn(2, 128, 9, 14).to(memory_format=torch.channels_last).requires_grad_(differentiated)

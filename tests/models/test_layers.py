@@ -188,7 +188,8 @@ def test_in_autocast_the_training_form_computes_in_bfloat16() -> None:
 def test_pooled_it_is_convolution_relu_and_pooling(
     trained: bool, fused: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcnn.ops.convolution.LEAST_WORK", 0)
+    for least in ("LEAST_WORK", "MUCH_WORK"):
+        monkeypatch.setattr(f"rcnn.ops.convolution.{least}", 0)
     conv = nn.Conv2d(64, 64, 3, padding=1, bias=biased).requires_grad_(trained)
     x = torch.randn(2, 64, 9, 14).bfloat16().to(memory_format=torch.channels_last)
     expected = F.max_pool2d(F.conv2d(x.double(), conv.weight.bfloat16().double(), None, padding=1), 2, 2)
@@ -272,7 +273,8 @@ def test_a_large_layer_in_bfloat16_by_either_kernel(shape: tuple[int, ...], monk
 def test_the_first_two_convolutions_of_pictures_are_the_two(
     trained: bool, fused: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcnn.ops.convolution.LEAST_WORK", 0)
+    for least in ("LEAST_WORK", "MUCH_WORK"):
+        monkeypatch.setattr(f"rcnn.ops.convolution.{least}", 0)
     pair = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, bias=biased))
     pair.requires_grad_(trained)
     x = torch.randn(2, 3, 9, 14).to(memory_format=torch.channels_last)

@@ -200,11 +200,12 @@ OTHERS: Any = [((2, 2), *FORM[1:]), ((1, 1), (0, 0), *FORM[2:]), (*FORM[:2], (2,
 @with_amx
 def test_when_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RCNN_KERNELS", raising=False)
-    weight, x = torch.zeros(128, 128, 3, 3).bfloat16(), torch.zeros(1, 128, 75, 100).bfloat16()  # 2.2 GFLOP
+    weight, x = torch.zeros(256, 256, 3, 3).bfloat16(), torch.zeros(1, 256, 37, 50).bfloat16()  # 2.2 GFLOP
     assert pays(weight, x, FORM) and pays(weight, x, ([1, 1], [1, 1], [1, 1], 1)) and pays(weight.float(), x, FORM)
     assert not any(pays(weight, x, other) for other in OTHERS)
-    assert not pays(weight, x[..., :20], FORM) and not pays(weight[..., :1, :1], x, FORM)
-    assert not pays(weight[:32], x, FORM) and not pays(torch.zeros(140, 128, 3, 3), x, FORM)
-    assert not pays(weight, x.float(), FORM)
+    assert not pays(weight, x[..., :10], FORM) and not pays(weight[..., :1, :1], x, FORM)
+    assert not pays(weight[:128], x, FORM) and pays(weight[:128], x, FORM, more=True)
+    assert not pays(weight[:32], x, FORM, more=True) and pays(weight[:32], x.expand(40, -1, -1, -1), FORM)
+    assert not pays(torch.zeros(260, 256, 3, 3), x, FORM) and not pays(weight, x.float(), FORM)
     monkeypatch.setenv("RCNN_KERNELS", "reference")
     assert not pays(weight, x, FORM)

@@ -67,7 +67,7 @@ class Convolution(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
         found: list[Tensor | None] = [None, None, None]
-        if needed[0] and convolution.pays(weight, x, ctx.sizes):
+        if needed[0] and convolution.pays(weight, x, ctx.sizes, more=ctx.relu):
             found[0], grad = convolution.gradient(grad, weight, y)
         elif ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)

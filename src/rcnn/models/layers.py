@@ -52,7 +52,7 @@ def convolve_and_pool(x: Real[Tensor, "B E H W"], conv: nn.Module) -> Map:
         return conv(x, relu=True, pool=True)
     if isinstance(conv, nn.Conv2d) and conv.bias is not None and not _wants_gradient(x, conv):
         x, weight, bias = _as_autocast(x, conv.weight, conv.bias)
-        if convolution.pays(weight, x, _sizes(conv), pool=True):
+        if convolution.pays(weight, x, _sizes(conv), more=True):
             return convolution.convolution(x, convolution.pack(weight), bias.float(), relu=True, pool=True)
     return max_pool(convolve(x, conv, relu=True), 2, stride=2)
 
@@ -203,7 +203,7 @@ class FusedConv(nn.Module):
         weight, run = weight.detach().to(self.dtype, memory_format=torch.channels_last), _plain
         if self.winograd and pays(conv, x):
             weight, run = transform_weight(weight), _winograd
-        elif convolution.pays(weight, x, sizes, pool=pool):
+        elif convolution.pays(weight, x, sizes, more=pool):
             weight, bias, run = convolution.pack(weight), bias.float(), functions.on_tiles
         elif can_pack(x) and groups == 1:
             reorder = torch.ops.mkldnn._reorder_convolution_weight

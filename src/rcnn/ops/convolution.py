@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from rcnn.ops import kernels
 
 UNIT = 32  # channels of two tiles: what the compiled kernel computes at a time
-LEAST_WEIGHTS = 64 * 128  # in and out: of fewer, what it prepares costs what its products gain
+WIDE = 256 * 256  # channels in and out; of fewer, what it prepares costs what its products gain,
+WIDE_AND_MORE = 128 * 128  # but less where it spares a pass over the map
 LEAST_WORK = 5e8  # FLOPs: where smaller layers gain too, it is little
+MUCH_WORK = 8e9  # of as much, maps are larger than caches, and narrow layers gain too
 
 
 def convolution(
@@ -57,18 +59,19 @@ def gradient(
     return (convolution(grad, packed), grad) if positive is None else GRADIENT(grad, packed, positive)
 
 
-def pays(weight: Tensor, x: Tensor, sizes: Any, *, pool: bool = False) -> bool:
+def pays(weight: Tensor, x: Tensor, sizes: Any, *, more: bool = False) -> bool:
     """Whether `convolution` computes such a one and is the faster way.
 
     Args:
         sizes: stride, padding, dilation and groups of the convolution.
-        pool: it is to be pooled.
+        more: it is to be pooled, or it is the gradient of a ReLU too.
     """
     *pairs, groups = sizes
     form = (tuple(weight.shape[2:]), *(tuple(pair) for pair in pairs), groups)
     if form != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or x.dtype != torch.bfloat16:
         return False
-    large = 2 * 9 * len(weight) * x.numel() >= LEAST_WORK and (pool or len(weight) * x.shape[1] >= LEAST_WEIGHTS)
+    work, weights = 2 * 9 * len(weight) * x.numel(), len(weight) * x.shape[1]
+    large = work >= LEAST_WORK and (weights >= (WIDE_AND_MORE if more else WIDE) or work >= MUCH_WORK)
     return large and not any(side % UNIT for side in weight.shape[:2]) and _module(x) is not None
 
 

@@ -47,7 +47,7 @@ def pays(pictures: Tensor, first: Tensor, weight: Tensor, sizes: Any, other_size
         return False
     between = pictures.new_empty(()).expand(len(pictures), len(first), *pictures.shape[2:])  # takes no memory
     alike = first.shape[2:] == weight.shape[2:] and sizes == other_sizes
-    return alike and convolution.pays(weight, between, sizes, pool=True)
+    return alike and convolution.pays(weight, between, sizes, more=True)
 
 
 def _is_compiled(x: Tensor) -> bool:
