@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rcnn.models.layers import convolve, dense
+from rcnn.models.layers import convolve, convolve_and_pool, dense
 from tests.models.test_layers import random_norm
 
 
@@ -51,3 +51,25 @@ def test_a_trained_layer_in_bfloat16_by_our_kernels_and_by_onednn(
     for a, b in zip(*results, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         assert torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("differentiated", [True, False])
+@pytest.mark.parametrize("least", [0, 1 << 40])
+def test_pooled_convolutions_by_our_kernels_and_by_onednn(
+    differentiated: bool, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("convolution.LEAST_WORK", "convolution.MUCH_WORK"):
+        monkeypatch.setattr(f"rcnn.ops.{name}", 0)
+    monkeypatch.setattr("rcnn.ops.weight_gradient.LEAST_WORK", least)
+    conv, results = nn.Conv2d(128, 160, 3, padding=1), []
+    x = torch.randn(2, 128, 9, 15).to(memory_format=torch.channels_last).requires_grad_(differentiated)
+    leaves, upstream = [*conv.parameters(), *([x] if differentiated else [])], torch.randn(2, 160, 4, 7).bfloat16()
+    for kernels in ("", "reference"):
+        monkeypatch.setenv("RCNN_KERNELS", kernels)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = convolve_and_pool(x, conv)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, upstream)])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        wrong = (a.float() - b.float()).abs() > 0.01 * float(b.abs().max()) + 0.01 * b.abs().float()
+        assert wrong.float().mean() < 0.002  # where two cells are all but equal, another may be the largest

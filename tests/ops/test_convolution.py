@@ -8,7 +8,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcnn.ops import kernels as loader
-from rcnn.ops.convolution import convolution, convolution_reference, gradient, gradient_reference, pack, pays
+from rcnn.ops.convolution import (
+    convolution,
+    convolution_and_pool,
+    convolution_and_pool_reference,
+    convolution_reference,
+    gradient,
+    gradient_of_pooled,
+    gradient_of_pooled_reference,
+    gradient_reference,
+    pack,
+    pays,
+)
 from tests.ops.conftest import implementations
 
 ON_A_CPU = [name for name in implementations() if name != "triton"]
@@ -117,6 +128,21 @@ def test_through_a_relu_the_gradient_is_that_of_what_passed(kernels: str, size: 
 
 
 @every_kernel
+@pytest.mark.parametrize("sides", [(2, 2), (2, 3), (3, 2), (7, 40), (64, 33)])
+def test_pooled_its_gradient_goes_to_the_first_of_the_largest(kernels: str, sides: tuple[int, int]) -> None:
+    x, weight, bias = layer(3, 32, 64, *sides)
+    y, chosen = convolution_and_pool(x, pack(weight), bias)
+    assert torch.equal(y, convolution(x, pack(weight), bias, relu=True, pool=True))
+    whole = convolution(x, pack(weight), bias, relu=True).double().requires_grad_()
+    grad = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(F.max_pool2d(whole, 2, 2), whole, grad.double())
+    expected = torch.where(whole > 0, expected, 0).bfloat16()
+    of_x, spread = gradient_of_pooled(grad, weight, y, chosen, sides)
+    assert torch.equal(spread, expected) and spread.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(of_x, gradient(expected, weight)[0])
+
+
+@every_kernel
 def test_any_layout_will_do(kernels: str) -> None:
     x, weight, bias = layer(2, 64, 32, 9, 14)
     expected = convolution(x, pack(weight), bias)
@@ -133,6 +159,16 @@ def test_kernels_agree_with_the_reference(kernels: str) -> None:
     y = convolution(x, pack(weight), bias, add=add, relu=True)
     expected = convolution_reference(x, pack(weight), bias, add, True, False)
     assert torch.allclose(y.float(), expected.float(), rtol=2**-7, atol=1e-4)
+    whole, pooled = convolution_and_pool(x, pack(weight), bias), convolution_and_pool_reference(x, pack(weight), bias)
+    assert torch.allclose(whole[0].float(), pooled[0].float(), rtol=2**-7, atol=1e-4)
+    assert (whole[1] == pooled[1])[pooled[0] > 0].float().mean() > 0.99  # two may be equal when rounded
+    back = (whole[0], *pooled, (17, 23))
+    found, right = (
+        gradient_of_pooled(back[0], weight, *back[1:]),
+        gradient_of_pooled_reference(back[0], pack(weight, transposed=True), *back[1:]),
+    )
+    assert torch.allclose(found[0].float(), right[0].float(), rtol=2**-7, atol=1e-4)
+    assert torch.equal(found[1], right[1])
     found, right = gradient(add, weight, y), gradient_reference(add, pack(weight, transposed=True), y)
     assert torch.allclose(found[0].float(), right[0].float(), rtol=2**-7, atol=1e-4)
     assert torch.equal(found[1], right[1])
@@ -143,6 +179,8 @@ def test_bits_depend_on_neither_threads_nor_the_rest_of_the_batch_and_onednn_is_
     x, weight, bias = layer(3, 192, 288, 21, 34)
     packed, before = pack(weight), torch.get_num_threads()
     expected, pooled = convolution(x, packed, bias), convolution(x, packed, bias, pool=True)
+    chosen = convolution_and_pool(x, packed, bias)
+    of_pooled = gradient_of_pooled(pooled, weight, *chosen, (21, 34))
     of_x, theirs = gradient(expected, weight, expected), by_onednn(x, weight, bias)
     try:
         for threads in (1, 2, 3, 7, 64) * 3:
@@ -150,6 +188,10 @@ def test_bits_depend_on_neither_threads_nor_the_rest_of_the_batch_and_onednn_is_
             assert torch.equal(pack(weight), packed)
             assert torch.equal(convolution(x, packed, bias), expected)
             assert torch.equal(convolution(x, packed, bias, pool=True), pooled)
+            for a, b in zip(convolution_and_pool(x, packed, bias), chosen, strict=True):
+                assert torch.equal(a, b)
+            for a, b in zip(gradient_of_pooled(pooled, weight, *chosen, (21, 34)), of_pooled, strict=True):
+                assert torch.equal(a, b)
             for a, b in zip(gradient(expected, weight, expected), of_x, strict=True):
                 assert torch.equal(a, b)
         for i in range(3):
@@ -183,9 +225,11 @@ def test_what_does_not_fit_is_refused() -> None:
     x, weight, bias = layer(1, 32, 64, 5, 5)
     assert NATIVE is not None
     none, out = x.new_empty(0, 1, 1, 1), x.new_empty(1, 5, 5, 64)
-    right = [x.permute(0, 2, 3, 1), none, none, pack(weight), bias, none, out]
+    bytes_ = x.new_empty(0, 1, 1, 1, dtype=torch.uint8)
+    right = [x.permute(0, 2, 3, 1), none, none, pack(weight), bias, none, out, bytes_]
     wrongs = [(0, right[0][:, :4].contiguous()), (0, right[0].float()), (1, out), (1, right[0]), (2, right[0])]
     wrongs += [(3, right[3][:1]), (4, bias[:32]), (5, right[0]), (6, out[:, :4].contiguous()), (6, out.float())]
+    wrongs += [(7, out.byte()), (7, right[0].byte().contiguous())]
     for at, wrong in wrongs:
         with pytest.raises(ValueError, match="convolution: shapes, types or the processor do not fit"):
             NATIVE.convolution(*(wrong if i == at else y for i, y in enumerate(right)), False, False, 1)

@@ -64,6 +64,8 @@ def count_work(task: Task) -> Work:
             convolution.OPERATOR: _of_nine_cells,
             stem.OPERATOR: _stem,
             convolution.GRADIENT: _gradient_of_nine_cells,
+            convolution.POOLED: lambda x, *_, out_shape, **__: _of_nine_cells(x, out_shape=out_shape[0]),
+            convolution.GRADIENT_OF_POOLED: _gradient_of_nine_cells,
             weight_gradient.OPERATOR: _weight_gradient,
             torch.ops.onednn.qconv2d_pointwise: _quantised,
         }
@@ -93,9 +95,9 @@ def _stem(x: Any, _first: Any, first_bias: Any, *_: Any, out_shape: Any, **__: A
     return _of_nine_cells(x, out_shape=between) + _of_nine_cells(between, out_shape=out_shape)
 
 
-def _gradient_of_nine_cells(grad: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+def _gradient_of_nine_cells(*_: Any, out_shape: Any, **__: Any) -> int:
     """FLOPs of the gradient of what a convolution sees, which comes with that of its result."""
-    return _of_nine_cells(grad, out_shape=out_shape[0])
+    return _of_nine_cells(out_shape[1], out_shape=out_shape[0])
 
 
 def _weight_gradient(grad: Any, x: Any, **_: Any) -> int:

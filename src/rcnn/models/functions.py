@@ -79,6 +79,27 @@ class Convolution(torch.autograd.Function):
         return *of_inputs, grad if ctx.needs_input_grad[3] else None, None, None
 
 
+class ConvolutionAndPool(torch.autograd.Function):
+    """`max_pool(relu(conv(x)), 2, stride=2)` by one kernel of our own: of the map between nothing is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, sizes: Any) -> Tensor:
+        """Of maps (B, E, H, W), where `convolution.pays`."""
+        ctx.sizes = sizes
+        y, chosen = convolution.convolution_and_pool(x, convolution.pack(weight), bias.float())
+        ctx.save_for_backward(x, weight, y, chosen)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, weight and bias."""
+        x, weight, y, chosen = ctx.saved_tensors
+        of_x, grad = convolution.gradient_of_pooled(grad, weight, y, chosen, tuple(x.shape[2:]))
+        if weight_gradient.pays(weight, x, ctx.sizes):
+            return of_x, *weight_gradient.weight_gradient(grad, x), None
+        return of_x, *_backward(grad, x, weight, ctx.sizes, [False, True, True])[1:], None
+
+
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Any, needed: list[bool]) -> list[Tensor | None]:
     """The gradients of a convolution by oneDNN."""
     stride, padding, dilation, groups = sizes

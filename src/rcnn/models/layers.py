@@ -50,9 +50,12 @@ def convolve_and_pool(x: Real[Tensor, "B E H W"], conv: nn.Module) -> Map:
     """`max_pool(convolve(x, conv, relu=True), 2, stride=2)`, as one kernel where no gradient passes."""
     if isinstance(conv, FusedConv):
         return conv(x, relu=True, pool=True)
-    if isinstance(conv, nn.Conv2d) and conv.bias is not None and not _wants_gradient(x, conv):
-        x, weight, bias = _as_autocast(x, conv.weight, conv.bias)
+    if isinstance(conv, nn.Conv2d) and conv.bias is not None and not torch.compiler.is_compiling():
+        low = _low(conv, x)
+        x, weight, bias = _as_autocast(x, conv.weight if low is None else low, conv.bias)
         if convolution.pays(weight, x, _sizes(conv), more=True):
+            if _wants_gradient(x, conv):
+                return functions.ConvolutionAndPool.apply(x, weight, bias, _sizes(conv))
             return convolution.convolution(x, convolution.pack(weight), bias.float(), relu=True, pool=True)
     return max_pool(convolve(x, conv, relu=True), 2, stride=2)
 

@@ -3,10 +3,11 @@
 The compiled kernel, its reference, and the operator `rcnn::convolution`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import BFloat16, Float32
+from jaxtyping import BFloat16, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,6 +58,24 @@ def gradient(
     """
     packed = pack(weight, transposed=True)
     return (convolution(grad, packed), grad) if positive is None else GRADIENT(grad, packed, positive)
+
+
+def convolution_and_pool(
+    x: BFloat16[Tensor, "B E h w"], weight: BFloat16[Tensor, "f e 9 1024"], bias: Float32[Tensor, "F"]
+) -> tuple[BFloat16[Tensor, "B F y x"], UInt8[Tensor, "B F y x"]]:
+    """`convolution` with ReLU, pooled, and which of the 2 x 2 cells is the first of the largest: 0 to 3, row by row."""
+    return POOLED(x, weight, bias)
+
+
+def gradient_of_pooled(
+    grad: BFloat16[Tensor, "B F y x"],
+    weight: BFloat16[Tensor, "F E 3 3"],
+    positive: BFloat16[Tensor, "B F y x"],
+    chosen: UInt8[Tensor, "B F y x"],
+    size: tuple[int, int],
+) -> tuple[BFloat16[Tensor, "B E h w"], BFloat16[Tensor, "B F h w"]]:
+    """`gradient` of what `convolution_and_pool` returned: positive and chosen; size is (h, w) of its x."""
+    return GRADIENT_OF_POOLED(grad, pack(weight, transposed=True), positive, chosen, size)
 
 
 def pays(weight: Tensor, x: Tensor, sizes: Any, *, more: bool = False) -> bool:
@@ -129,6 +148,32 @@ def gradient_reference(
     return of_x, masked.contiguous(memory_format=torch.channels_last)
 
 
+def convolution_and_pool_reference(
+    x: BFloat16[Tensor, "B E h w"], weight: BFloat16[Tensor, "f e 9 1024"], bias: Float32[Tensor, "F"]
+) -> tuple[BFloat16[Tensor, "B F y x"], UInt8[Tensor, "B F y x"]]:
+    """Compute `convolution_and_pool` one after the other."""
+    y = convolution_reference(x, weight, bias, None, True, False)
+    largest, index = F.max_pool2d(y.float(), 2, 2, return_indices=True)
+    row, column = index // y.shape[3] % 2, index % y.shape[3] % 2
+    return largest.bfloat16(), (2 * row + column).to(torch.uint8)
+
+
+def gradient_of_pooled_reference(
+    grad: BFloat16[Tensor, "B F y x"],
+    weight: BFloat16[Tensor, "e f 9 1024"],
+    positive: BFloat16[Tensor, "B F y x"],
+    chosen: UInt8[Tensor, "B F y x"],
+    size: Sequence[int],
+) -> tuple[BFloat16[Tensor, "B E h w"], BFloat16[Tensor, "B F h w"]]:
+    """Compute `gradient_of_pooled` by weights that are packed."""
+    spread = grad.new_zeros(*grad.shape[:2], *size).to(memory_format=torch.channels_last)
+    rows, columns = grad.shape[2:]
+    for i in range(4):
+        cells = spread[:, :, i // 2 :: 2, i % 2 :: 2][:, :, :rows, :columns]
+        cells.copy_(torch.where((chosen == i) & (positive > 0), grad, 0))
+    return convolution_reference(spread, weight, None, None, False, False), spread
+
+
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, relu: bool, pool: bool) -> Tensor:
     module = _module(x)
     if module is None:
@@ -138,7 +183,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | N
     none = x.new_empty(0, 1, 1, 1)
     bias = x.new_empty(0, dtype=torch.float32) if bias is None else bias
     added = none if add is None else _stored(add)
-    module.convolution(_stored(x), none, none, weight, bias, added, out, relu, pool, torch.get_num_threads())
+    unused = x.new_empty(0, 1, 1, 1, dtype=torch.uint8)
+    module.convolution(_stored(x), none, none, weight, bias, added, out, unused, relu, pool, torch.get_num_threads())
     return out.permute(0, 3, 1, 2)
 
 
@@ -149,8 +195,33 @@ def _gradient(grad: Tensor, weight: Tensor, positive: Tensor) -> tuple[Tensor, T
     seen, signs = _stored(grad), _stored(positive)
     out, masked = seen.new_empty(*seen.shape[:3], UNIT * len(weight)), torch.empty_like(signs)
     none, bias = seen.new_empty(0, 1, 1, 1), seen.new_empty(0, dtype=torch.float32)
-    module.convolution(seen, signs, masked, weight, bias, none, out, False, False, torch.get_num_threads())
+    unused = seen.new_empty(0, 1, 1, 1, dtype=torch.uint8)
+    module.convolution(seen, signs, masked, weight, bias, none, out, unused, False, False, torch.get_num_threads())
     return out.permute(0, 3, 1, 2), masked.permute(0, 3, 1, 2)
+
+
+def _pooled(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    module = _module(x)
+    if module is None:
+        return convolution_and_pool_reference(x, weight, bias)
+    (images, _, height, width), none = x.shape, x.new_empty(0, 1, 1, 1)
+    out = x.new_empty(images, height // 2, width // 2, UNIT * len(weight))
+    chosen = torch.empty_like(out, dtype=torch.uint8)
+    module.convolution(_stored(x), none, none, weight, bias, none, out, chosen, True, True, torch.get_num_threads())
+    return out.permute(0, 3, 1, 2), chosen.permute(0, 3, 1, 2)
+
+
+def _gradient_of_pooled(
+    grad: Tensor, weight: Tensor, positive: Tensor, chosen: Tensor, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    module = _module(grad)
+    if module is None:
+        return gradient_of_pooled_reference(grad, weight, positive, chosen, size)
+    seen, signs, where = (_stored(y) for y in (grad, positive, chosen))
+    out, spread = (seen.new_empty(len(seen), *size, channels) for channels in (UNIT * len(weight), grad.shape[1]))
+    none, bias = seen.new_empty(0, 1, 1, 1), seen.new_empty(0, dtype=torch.float32)
+    module.convolution(seen, signs, spread, weight, bias, none, out, where, False, False, torch.get_num_threads())
+    return out.permute(0, 3, 1, 2), spread.permute(0, 3, 1, 2)
 
 
 def _stored(x: Tensor) -> Tensor:
@@ -161,7 +232,16 @@ def _stored(x: Tensor) -> Tensor:
 _library = torch.library.Library("rcnn", "FRAGMENT")  # torch.library.custom_op would load the compiler, for a second
 _library.define("convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool relu, bool pool) -> Tensor")
 _library.define("convolution_gradient(Tensor grad, Tensor weight, Tensor positive) -> (Tensor, Tensor)")
+_library.define("convolution_and_pool(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor)")
+_library.define(
+    "convolution_gradient_of_pooled(Tensor grad, Tensor weight, Tensor positive, Tensor chosen, int[] size)"
+    " -> (Tensor, Tensor)"
+)
+_library.impl("convolution_and_pool", _pooled, "CPU")
+_library.impl("convolution_gradient_of_pooled", _gradient_of_pooled, "CPU")
 _library.impl("convolution", _convolution, "CPU")
 _library.impl("convolution_gradient", _gradient, "CPU")
 OPERATOR = torch.ops.rcnn.convolution
 GRADIENT = torch.ops.rcnn.convolution_gradient
+POOLED = torch.ops.rcnn.convolution_and_pool
+GRADIENT_OF_POOLED = torch.ops.rcnn.convolution_gradient_of_pooled

@@ -47,7 +47,7 @@ struct Piece {
     for (int64_t k = 0; k < span; ++row, column = 0) {
       const int64_t start = start_of(row), end = least(span, k + line - column);
       const int64_t inside = start < 0 ? k : least(end, k + conv.shape.width - column);
-      if (k < inside) (conv.positive ? mask : conv.inputs ? copy : begin)(*this, {row, column, start + column * conv.shape.channels}, k, inside);
+      if (k < inside) (conv.spread ? spread : conv.positive ? mask : conv.inputs ? copy : begin)(*this, {row, column, start + column * conv.shape.channels}, k, inside);
       for (k = k < inside ? inside : k; k < end; ++k)
         for (int64_t c = 0; c < conv.shape.channels; c += DEPTH) write(place(c, k), _mm512_setzero_si512());
     }
@@ -132,6 +132,31 @@ struct Piece {
       const __m512 one = _mm512_max_ps(zero, _mm512_add_ps(low, _mm512_load_ps(from)));
       const __m512 other = _mm512_max_ps(zero, _mm512_add_ps(high, _mm512_load_ps(from + TILE)));
       write(place(c, k + i), (__m512i)_mm512_cvtne2ps_pbh(other, one));
+    }
+  }
+
+  // Of a pooled gradient, at the cells that were the largest and positive.
+  static void spread(const Piece& to, Cell cell, int64_t k, int64_t end) {
+    const Convolution& conv = to.conv;
+    const int64_t channels = conv.shape.channels, height = conv.shape.height / 2, width = conv.shape.width / 2;
+    const int64_t image = cell.row / conv.rows(), y = cell.row % conv.rows();
+    int64_t index = cell.index;
+    for (int64_t x = cell.column; k < end; ++k, ++x, index += channels) {
+      const bool own = k >= to.halo && k < to.halo + to.part.count && to.part.panel == 0;
+      const bool inside = y / 2 < height && x / 2 < width;
+      const int64_t at = ((image * height + y / 2) * width + x / 2) * channels;
+      const __m256i here = _mm256_set1_epi8(char(y % 2 * 2 + x % 2));
+      for (int64_t c = 0; c < channels; c += DEPTH) {
+        __m512i left = _mm512_setzero_si512();
+        if (inside) {
+          const __m512i of = _mm512_loadu_si512(conv.positive + at + c);
+          const __m256i chosen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(conv.spread + at + c));
+          const __mmask32 kept = _mm512_cmpgt_epi16_mask(of, _mm512_setzero_si512()) & _mm256_cmpeq_epi8_mask(chosen, here);
+          left = _mm512_maskz_mov_epi16(kept, _mm512_loadu_si512(conv.inputs + at + c));
+        }
+        write(to.place(c, k), left);
+        if (own) store_past_caches(conv.masked + index + c, left);
+      }
     }
   }
 
@@ -234,9 +259,31 @@ struct Piece {
       const int64_t row = (part.first + k) / line, image = row / conv.rows(), y = row % conv.rows() / 2;
       if (y >= height) continue;
       int64_t at = (image * height + y) * width * conv.outputs + output;
-      for (int64_t place = k; place < k + 2 * width; place += 2, at += conv.outputs)
+      for (int64_t place = k; conv.chosen && place < k + 2 * width; place += 2, at += conv.outputs)
+        round_to(at, choose(place, 0, output, conv.chosen + at), choose(place, 1, output + 16, conv.chosen + at + 16));
+      for (int64_t place = k; !conv.chosen && place < k + 2 * width; place += 2, at += conv.outputs)
         round_to(at, _mm512_add_ps(bias_of(output), largest(place, 0)), _mm512_add_ps(bias_of(output + 16), largest(place, 1)));
     }
+  }
+
+  // The largest as it will be rounded, so that the first of equal ones is chosen.
+  __m512 choose(int64_t place, int64_t half, int64_t output, uint8_t* to) const {
+    const __m512 bias = bias_of(output);
+    const int64_t places[4] = {place, place + 1, place + line, place + line + 1};
+    __m512 best = rounded(_mm512_add_ps(bias, sums_of(place, half)));
+    __m512i which = _mm512_setzero_si512();
+    for (int i = 1; i < 4; ++i) {
+      const __m512 value = rounded(_mm512_add_ps(bias, sums_of(places[i], half)));
+      const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_NLE_UQ) & _mm512_cmp_ps_mask(best, best, _CMP_ORD_Q);
+      best = _mm512_mask_mov_ps(best, larger, value);
+      which = _mm512_mask_set1_epi32(which, larger, i);
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(which));
+    return best;
+  }
+
+  static __m512 rounded(__m512 value) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value)), 16);
   }
 
   __m512 largest(int64_t place, int64_t half) const {

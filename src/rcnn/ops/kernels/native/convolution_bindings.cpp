@@ -33,16 +33,24 @@ void weight_gradient(ConstHalves grad, ConstHalves inputs, Halves weight, Halves
 using Packed = ndarray<nb::shape<-1, -1, 9, 1024>, nb::c_contig, nb::device::cpu>;
 using ConstPacked = ndarray<nb::ro, nb::shape<-1, -1, 9, 1024>, nb::c_contig, nb::device::cpu>;
 
+using Bytes = ndarray<uint8_t, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+
 // inputs, positive and masked (B, h, w, E), weights (F / 32, E / 32, 9, 1024), bias (F), add and maps (B, h, w, F), all but the
-// bias in bfloat16; pooled maps (B, h / 2, w / 2, F). What has no elements is not wanted.
+// bias in bfloat16; pooled maps (B, h / 2, w / 2, F). What has no elements is not wanted. `chosen` is like the maps where
+// they are pooled; else inputs, positive and it are pooled (B, h / 2, w / 2, E), where it says what belongs where.
 void convolution(ConstHalves inputs, ConstHalves positive, Halves masked, ConstPacked weights, Floats bias, ConstHalves add, Halves maps,
-                 bool relu, bool pool, int threads) {
-  const rcnn::FeatureShape shape{int64_t(inputs.shape(1)), int64_t(inputs.shape(2)), int64_t(inputs.shape(3))};
-  const int64_t outputs = 32 * weights.shape(0), part = pool ? 2 : 1;
+                 Bytes chosen, bool relu, bool pool, int threads) {
+  const bool spread = chosen.size() && !pool;
+  const auto& whole = spread ? ConstHalves(maps) : inputs;
+  const rcnn::FeatureShape shape{int64_t(whole.shape(1)), int64_t(whole.shape(2)), int64_t(inputs.shape(3))};
+  const int64_t outputs = 32 * weights.shape(0), part = pool ? 2 : 1, height = shape.height, width = shape.width;
   bool fits = rcnn::has_amx() && int64_t(weights.shape(1)) * 32 == shape.channels && maps.shape(0) == inputs.shape(0) &&
               int64_t(maps.shape(1)) == shape.height / part && int64_t(maps.shape(2)) == shape.width / part &&
               int64_t(maps.shape(3)) == outputs && (!bias.size() || int64_t(bias.size()) == outputs) &&
-              (!positive.size() || positive.size() == inputs.size()) && masked.size() == positive.size() && (!add.size() || (add.size() == maps.size() && !pool));
+              (!positive.size() || positive.size() == inputs.size()) &&
+              (!chosen.size() || chosen.size() == (pool ? maps.size() : positive.size())) &&
+              (!spread || (int64_t(inputs.shape(1)) == height / 2 && int64_t(inputs.shape(2)) == width / 2)) &&
+              int64_t(masked.size()) == (positive.size() ? int64_t(inputs.shape(0)) * height * width * shape.channels : 0) && (!add.size() || (add.size() == maps.size() && !pool));
   for (const auto& type : {inputs.dtype(), positive.dtype(), masked.dtype(), weights.dtype(), add.dtype(), maps.dtype()})
     fits = fits && is_bfloat16(type);
   if (!fits) throw nb::value_error("convolution: shapes, types or the processor do not fit");
@@ -58,7 +66,9 @@ void convolution(ConstHalves inputs, ConstHalves positive, Halves masked, ConstP
                                add.size() ? data<const rcnn::bfloat16>(add) : nullptr,
                                data<rcnn::bfloat16>(maps),
                                relu,
-                               pool};
+                               pool,
+                               pool && chosen.size() ? chosen.data() : nullptr,
+                               spread ? chosen.data() : nullptr};
   nb::gil_scoped_release release;
   rcnn::convolution(conv, threads);
 }
@@ -89,7 +99,9 @@ void stem(ConstHalves pictures, ConstHalves first, Floats first_bias, ConstPacke
                                nullptr,
                                data<rcnn::bfloat16>(maps),
                                true,
-                               true};
+                               true,
+                               nullptr,
+                               nullptr};
   nb::gil_scoped_release release;
   rcnn::convolution(conv, threads);
 }
@@ -112,8 +124,8 @@ void bind_convolution(nanobind::module_& m) {
   m.def("weight_gradient", &weight_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg());
   m.def("convolution", &convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
-        nb::arg());
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg(), nb::arg(), nb::arg());
   m.def("stem", &stem, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
   m.def("pack_convolution", &pack_convolution, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg());

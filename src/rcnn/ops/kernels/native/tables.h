@@ -199,6 +199,8 @@ struct Convolution {
   const bfloat16* add;       // to the maps, or none
   bfloat16* maps;            // (images, height, width, outputs), or half of height and width
   bool relu, pool;           // pool: the largest of 2 x 2 cells
+  uint8_t* chosen;           // receives which of the four it is, in order of memory, for each of the maps; or none
+  const uint8_t* spread;     // where pooled inputs belong: they and `positive` have half of height and width; or none
 
   // Places are cells in order of memory with zeros between: one after each row, and rows between images, so that there
   // is an even number from image to image where they are pooled.
