@@ -27,8 +27,8 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 256 * 2**20)
     _ask_for_huge_pages(library)
+    mallopt(M_TOP_PAD, 256 * 2**20)  # only now: with it the first heap would be more than is kept
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
