@@ -12,10 +12,13 @@ from rcnn.ops import large_linear as module
 from rcnn.ops.large_linear import (
     large_linear,
     large_linear_reference,
+    large_linear_update_,
+    large_linear_update_reference_,
     large_linear_weight,
     large_linear_weight_reference,
     pays,
 )
+from rcnn.ops.update import Rule
 
 NATIVE = loader.module_for(torch.device("cpu"))
 HAS_TILES = NATIVE is not None and hasattr(NATIVE, "large_linear") and NATIVE.has_amx()
@@ -44,6 +47,15 @@ def case(rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor, 
     return x, weight, torch.randn(outputs).bfloat16(), torch.randn(rows, outputs).bfloat16()
 
 
+def updated(grad: Tensor, x: Tensor, apart: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, momentum and copy after an update; they begin so many values after their memory."""
+    shape = (grad.shape[1], x.shape[1])
+    weight, buffer = (torch.full((shape[0] * shape[1] + apart,), v)[apart:].view(shape) for v in (0.5, -2.0))
+    low = torch.empty(shape[0] * shape[1] + apart, dtype=torch.bfloat16)[apart:].view(shape)
+    large_linear_update_(weight, grad, x, buffer, low, Rule(lr=0.1, momentum=0.9, decay=0.01, clip=5.0))
+    return weight, buffer, low
+
+
 def is_rounded_once(found: Tensor, exact: Tensor) -> bool:
     """Within half a unit of bfloat16, and of a sum in float32."""
     within = (found.double() - exact).abs() <= exact.abs() * 2**-8 + 2e-5
@@ -56,6 +68,31 @@ def test_sums_are_exact_and_rounded_once(forward: Run, of_weight: Run, size: tup
     x, weight, bias, grad = case(*size)
     assert is_rounded_once(forward(x, weight, bias), F.linear(x.double(), weight.double(), bias.double()))
     assert is_rounded_once(of_weight(grad, x), grad.double().t() @ x.double())
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        pytest.param(large_linear_update_reference_, id="reference"),
+        pytest.param(large_linear_update_, id="tiles", marks=with_tiles),
+    ],
+)
+@pytest.mark.parametrize("size", [*SIZES, (60, 6400, 320)])
+@pytest.mark.parametrize("clip", [0.0, 4.0])
+def test_an_update_is_that_by_the_exact_gradient(
+    update: Callable[..., None], clip: float, size: tuple[int, int, int]
+) -> None:
+    x, _, _, grad = case(*size)
+    weight, buffer = torch.randn(2, size[2], size[1]).unbind(0)
+    gradient = grad.double().t() @ x.double()
+    gradient = gradient.clamp(-clip, clip) if clip else gradient
+    expected = 0.75 * buffer.double() + gradient + 0.5 * weight.double()
+    new = weight.double() - 0.25 * expected
+    low = torch.empty_like(weight, dtype=torch.bfloat16)
+    update(weight, grad, x, buffer, low, Rule(lr=0.25, momentum=0.75, decay=0.5, clip=clip))
+    assert torch.allclose(buffer.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(weight.double(), new, rtol=1e-5, atol=1e-4)
+    assert torch.equal(low, weight.bfloat16())
 
 
 @each
@@ -88,13 +125,14 @@ def test_what_is_no_number_stays_in_its_row(forward: Run, of_weight: Run) -> Non
 def test_bits_do_not_depend_on_threads_nor_on_the_place_in_memory(size: tuple[int, int, int]) -> None:
     x, weight, bias, grad = case(*size)
     expected, of_weight, threads = large_linear(x, weight, bias), large_linear_weight(grad, x), torch.get_num_threads()
-    theirs = F.linear(x, weight, bias)
+    theirs, first = F.linear(x, weight, bias), updated(grad, x)
     shifted = torch.empty(x.numel() + 1, dtype=torch.bfloat16)[1:].view_as(x).copy_(x)
     try:
         for count in (1, 2, 3, 5) * 3:
             torch.set_num_threads(count)
             assert torch.equal(large_linear(shifted, weight, bias), expected)
             assert torch.equal(large_linear_weight(grad, shifted), of_weight)
+            assert all(torch.equal(a, b) for a, b in zip(updated(grad, shifted, apart=1), first, strict=True))
             assert torch.equal(large_linear(x.t().contiguous().t(), weight, bias), expected)
     finally:
         torch.set_num_threads(threads)
@@ -115,6 +153,8 @@ def test_no_rows() -> None:
     assert large_linear(x[:0], weight, bias).shape == (0, 64)
     found = large_linear_weight(grad[:0], x[:0])
     assert found.shape == (64, 256) and not found.any()
+    weight = updated(grad[:0], x[:0])[0]
+    assert torch.allclose(weight, torch.tensor(0.5 - 0.1 * (-1.8 + 0.005)))
 
 
 @with_tiles
@@ -129,6 +169,11 @@ def test_what_does_not_fit_is_refused() -> None:
     for at, wrong in ((0, grad[:3]), (0, grad.float()), (1, x[:, :256]), (2, weight[:32])):
         with pytest.raises(ValueError, match="large_gradient: shapes, types or the processor do not fit"):
             NATIVE.large_gradient(*(wrong.contiguous() if i == at else y for i, y in enumerate(right)), 1)
+    right = [grad, x, weight.float(), weight.float(), weight]
+    wrongs = [(0, grad[:3]), (0, grad.float()), (0, grad[:, :40]), (1, x[:, :256]), (1, x.float()), (2, weight)]
+    for at, wrong in [*wrongs, (2, right[2][:32]), (3, weight), (3, right[2][0]), (4, right[2]), (4, weight[:, :256])]:
+        with pytest.raises(ValueError, match="large_update: shapes, types or the processor do not fit"):
+            NATIVE.large_update(*(wrong.contiguous() if i == at else y for i, y in enumerate(right)), 0, 0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_layers_with_a_copy_have_the_gradients_of_those_without(relu: bool, monk
     for layer, shape in ((nn.Linear(12, 8), (5, 3, 2, 2)), (nn.Conv2d(3, 8, 3, padding=1), (2, 3, 6, 5))):
         layer.to(memory_format=torch.channels_last)
         plain = copy.deepcopy(layer)
-        keep_low(layer)
+        keep_low(layer, factors=False)
         found = []
         for each in (layer, plain):
             x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -149,9 +149,39 @@ def test_a_gradient_is_looked_at_where_its_factors_do_not_bound_it(
     before = net.first.weight.detach().clone()
     with torch.autocast("cpu", torch.bfloat16):
         (net(torch.full((5, 6), value)).float().sum() * 1e20).backward()
-    gradient = net.first.low.grad  # pyright: ignore[reportAttributeAccessIssue]
-    finite = bool(gradient.isfinite().all())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    ((grad, x),) = net.first.factors  # pyright: ignore
+    assert net.first.low.grad is None  # pyright: ignore
+    finite = bool((grad.t() @ x).isfinite().all())
     assert descend(net, optimiser, torch.tensor(1.0), clip=0.0) == finite == (value == 1)
-    assert any(x is gradient for x in seen[0]) == (value != 1)
+    assert any(x.shape == net.first.weight.shape for x in seen[0]) == (value != 1)
     assert torch.equal(net.first.weight, before) or finite
-    assert net.first.bounds == [] and net.first.low.grad is None  # pyright: ignore
+    assert net.first.factors == [] and net.first.low.grad is None  # pyright: ignore
+
+
+@pytest.mark.parametrize("rows", [40, 8])  # of 8 the gradient is there as a whole
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize("times", [1, 2])
+def test_steps_by_the_factors_of_a_gradient_are_those_by_the_gradient(
+    rows: int, clip: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descent, "LARGE", 1)
+    monkeypatch.setattr("rcnn.ops.large_linear.LEAST_WEIGHTS", 0)
+    torch.manual_seed(0)
+    by_factors = nn.Linear(512, 64)
+    layers = [by_factors, copy.deepcopy(by_factors)]
+    optimisers = [sgd(layer, momentum=0.9, weight_decay=0.1) for layer in layers]
+    for layer, optimiser, factors in zip(layers, optimisers, (True, False), strict=True):
+        keep_low(layer, factors=factors)
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1
+    for _ in range(3):
+        pictures = torch.randn(times, rows, 512)
+        for layer, optimiser in zip(layers, optimisers, strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.stack([dense(x, layer).float().square().mean() for x in pictures]).sum().backward()
+            assert descend(layer, optimiser, torch.tensor(1.0), clip=clip)
+            assert torch.equal(layer.low, layer.weight.bfloat16())  # pyright: ignore
+    ours, theirs = (layer.weight for layer in layers)
+    assert torch.allclose(ours, theirs, atol=2e-4) and not torch.equal(ours, torch.zeros_like(ours))
+    for a, b in zip(*(optimiser.state.values() for optimiser in optimisers), strict=True):
+        assert torch.allclose(a["momentum_buffer"], b["momentum_buffer"], rtol=0.02, atol=2e-3)

@@ -60,6 +60,7 @@ def count_work(task: Task) -> Work:
             linear.OPERATOR: _linear,
             large_linear.OPERATOR: _linear,
             large_linear.WEIGHT_OPERATOR: _product_over_rows,
+            large_linear.UPDATE_OPERATOR: lambda _, *factors, **__: _product_over_rows(*factors[:2]),
             winograd.OPERATOR: _of_nine_cells,
             convolution.OPERATOR: _of_nine_cells,
             stem.OPERATOR: _stem,

@@ -13,15 +13,14 @@ from rcnn.ops import convolution, large_linear, weight_gradient
 class Linear(torch.autograd.Function):
     """A linear layer whose products are our own kernels where they are faster.
 
-    By oneDNN the weight's gradient is a product of two matrices in order: twice as fast as one transposed.
-    `bounds`, if any, is told how large an element of the weight's gradient can be.
+    `factors`, if any, receives what the weight's gradient is the product of, and autograd none (`training.descent`).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bounds: list[Tensor] | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, factors: list[Any] | None) -> Tensor:
         """x (n, E), weight (F, E) and bias (F): (n, F)."""
         ctx.save_for_backward(x, weight)
-        ctx.bounds = bounds
+        ctx.factors = factors
         return large_linear.large_linear(x, weight, bias) if _has_tiles(x, weight) else F.linear(x, weight, bias)
 
     @staticmethod
@@ -29,16 +28,18 @@ class Linear(torch.autograd.Function):
         """Of x, weight and bias."""
         x, weight = ctx.saved_tensors
         of_x = grad @ weight if ctx.needs_input_grad[0] else None
-        tiles = _has_tiles(x, weight)
-        of_weight = large_linear.large_linear_weight(grad, x) if tiles else grad.t().contiguous() @ x
-        if ctx.bounds is not None:
-            ctx.bounds.append(len(x) * _largest(grad) * _largest(x))
-        return of_x, of_weight, grad.sum(0), None
+        if ctx.factors is None:
+            return of_x, weight_of_linear(grad, x, weight), grad.sum(0), None
+        ctx.factors.append((grad, x))
+        return of_x, None, grad.sum(0), None
 
 
-def _largest(x: Tensor) -> Tensor:
-    """The largest absolute value."""
-    return torch.stack(x.aminmax()).float().abs().amax()
+def weight_of_linear(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a linear layer's weight (F, E), from that of its results (n, F) and what it saw (n, E).
+
+    By oneDNN it is a product of two matrices in order: twice as fast as one transposed.
+    """
+    return large_linear.large_linear_weight(grad, x) if _has_tiles(x, weight) else grad.t().contiguous() @ x
 
 
 def _has_tiles(x: Tensor, weight: Tensor) -> bool:

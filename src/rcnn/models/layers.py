@@ -113,7 +113,7 @@ def dense(x: Real[Tensor, "n *E"], linear: nn.Module, *, relu: bool = False) -> 
     if low is None:
         y = F.linear(x, linear.weight, linear.bias)
     else:
-        y = functions.Linear.apply(*_as_autocast(x, low, linear.bias), getattr(linear, "bounds", None))
+        y = functions.Linear.apply(*_as_autocast(x, low, linear.bias), getattr(linear, "factors", None))
     return F.relu(y, inplace=True) if relu else y
 
 

@@ -1,17 +1,18 @@
 """The products of a large linear layer in training, in bfloat16, on processors with AMX.
 
 Its weight changes at every step, so the compiled kernels read and write it as it lies in memory, once a product. The
-references, and the operators `rcnn::large_linear` and `rcnn::large_linear_weight`.
+references, and the operators `rcnn::large_linear`, `rcnn::large_linear_weight` and `rcnn::large_linear_update_`.
 """
 
 from types import ModuleType
 
 import torch
-from jaxtyping import BFloat16
+from jaxtyping import BFloat16, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
 from rcnn.ops import kernels
+from rcnn.ops.update import Rule, sgd_reference
 
 CHUNK = 256  # inputs that the compiled kernel sums at a time
 WIDTH = 32  # outputs or inputs of two tiles
@@ -32,6 +33,18 @@ def large_linear_weight(grad: BFloat16[Tensor, "n F"], x: BFloat16[Tensor, "n E"
     return WEIGHT_OPERATOR(grad, x)
 
 
+def large_linear_update_(
+    weight: Float32[Tensor, "F E"],
+    grad: BFloat16[Tensor, "n F"],
+    x: BFloat16[Tensor, "n E"],
+    buffer: Float32[Tensor, "F E"],
+    low: BFloat16[Tensor, "F E"],
+    rule: Rule,
+) -> None:
+    """`update.sgd_` by the gradient `grad.t() @ x`, in float32: it is as large as the weight and never in memory."""
+    UPDATE_OPERATOR(weight.detach(), grad.detach(), x.detach(), buffer, low.detach(), *rule)
+
+
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether the operators are the faster way for a layer of this weight and such inputs."""
     large = FEWEST_ROWS <= len(x) <= MOST_ROWS and weight.numel() >= LEAST_WEIGHTS
@@ -49,6 +62,18 @@ def large_linear_reference(
 def large_linear_weight_reference(grad: BFloat16[Tensor, "n F"], x: BFloat16[Tensor, "n E"]) -> BFloat16[Tensor, "F E"]:
     """Compute `large_linear_weight` in float32."""
     return (grad.float().t() @ x.float()).bfloat16()
+
+
+def large_linear_update_reference_(
+    weight: Float32[Tensor, "F E"],
+    grad: BFloat16[Tensor, "n F"],
+    x: BFloat16[Tensor, "n E"],
+    buffer: Float32[Tensor, "F E"],
+    low: BFloat16[Tensor, "F E"],
+    rule: Rule,
+) -> None:
+    """Compute `large_linear_update_` one after the other."""
+    sgd_reference(weight, [grad.float().t() @ x.float()], buffer, low, rule)
 
 
 def _module(x: Tensor) -> ModuleType | None:
@@ -79,10 +104,34 @@ def _large_linear_weight(grad: Tensor, x: Tensor) -> Tensor:
     return out
 
 
+def _large_linear_update_(
+    weight: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    buffer: Tensor,
+    low: Tensor,
+    lr: float,
+    momentum: float,
+    decay: float,
+    clip: float,
+) -> None:
+    module, rule = _module(x), Rule(lr, momentum, decay, clip)
+    in_place = all(y.is_contiguous() for y in (weight, buffer, low))
+    if module is None or not in_place or not len(x) or grad.shape[1] % WIDTH or x.shape[1] % WIDTH:
+        return large_linear_update_reference_(weight, grad, x, buffer, low, rule)
+    module.large_update(*_in_order(grad, x), weight, buffer, low, *rule, torch.get_num_threads())
+
+
 _library = torch.library.Library("rcnn", "FRAGMENT")  # torch.library.custom_op would load the compiler, for a second
 _library.define("large_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor")
 _library.define("large_linear_weight(Tensor grad, Tensor x) -> Tensor")
+_library.define(
+    "large_linear_update_(Tensor(a!) weight, Tensor grad, Tensor x, Tensor(b!) buffer, Tensor(c!) low,"
+    " float lr, float momentum, float decay, float clip) -> ()"
+)
 _library.impl("large_linear", _large_linear, "CPU")
 _library.impl("large_linear_weight", _large_linear_weight, "CPU")
+_library.impl("large_linear_update_", _large_linear_update_, "CPU")
 OPERATOR = torch.ops.rcnn.large_linear
 WEIGHT_OPERATOR = torch.ops.rcnn.large_linear_weight
+UPDATE_OPERATOR = torch.ops.rcnn.large_linear_update_

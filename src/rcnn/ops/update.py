@@ -40,7 +40,7 @@ def sgd_(
     module = kernels.module_for(weight.device)
     alike = all(x is None or x.stride() == weight.stride() for x in (*grads, buffer, low))
     if module is None or not hasattr(module, "sgd") or not alike or arrays[0] is None:
-        return _sgd_reference(weight, grads, buffer, low, rule)
+        return sgd_reference(weight, grads, buffer, low, rule)
     copy = weight.new_empty(0, dtype=torch.bfloat16) if low is None else _as_stored(low)
     module.sgd(parts, *arrays, copy, *rule, torch.get_num_threads())
 
@@ -76,7 +76,8 @@ def _as_stored(x: Tensor) -> Tensor | None:
     return None
 
 
-def _sgd_reference(weight: Tensor, grads: Sequence[Tensor], buffer: Tensor, low: Tensor | None, rule: Rule) -> None:
+def sgd_reference(weight: Tensor, grads: Sequence[Tensor], buffer: Tensor, low: Tensor | None, rule: Rule) -> None:
+    """Compute `sgd_` one after the other."""
     grad, weight = torch.stack([x.detach().float() for x in grads]).mean(0), weight.detach()
     if rule.clip:
         grad = grad.clamp(-rule.clip, rule.clip)

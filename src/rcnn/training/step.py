@@ -71,7 +71,7 @@ class TrainStep:
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         if self.keeps_low:
-            keep_low(self.model)
+            keep_low(self.model, factors=self.exchange is None)
         scalars = self.gradients(batch)
         finite = self._descend(scalars["loss"])
         scalars["loss"] = torch.where(finite, scalars["loss"], torch.nan)

@@ -10,6 +10,7 @@ namespace {
 #ifdef RCNN_AMX
 constexpr int64_t MOST_OUTPUTS = 128, MOST_GROUPS = 4;           // of a piece; more do not stay near the processor
 constexpr int64_t GRADIENT_OUTPUTS = 1024, GRADIENT_INPUTS = 64;  // likewise of the weight's gradient
+constexpr int64_t UPDATE_OUTPUTS = 256, UPDATE_BYTES = 800 << 10;  // likewise of an update: bytes of its inputs
 
 int64_t over(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
@@ -23,6 +24,31 @@ class Tiles {
   static constexpr int64_t PAGE = 4096;
   const std::unique_ptr<char[]> memory_;
 };
+
+// Both factors of a gradient, packed.
+struct Packed {
+  const Tiles grad, x;
+
+  Packed(const LargeGradient& layer, int threads)
+      : grad(layer.outputs / LARGE_WIDTH * layer.width_bytes()), x(layer.inputs / LARGE_WIDTH * layer.width_bytes()) {
+    const int64_t bytes = layer.width_bytes(), outputs = layer.outputs / LARGE_WIDTH, inputs = layer.inputs / LARGE_WIDTH;
+    parallel(outputs + inputs, threads, [&](int64_t i) {
+      if (i < outputs) return large_gradient_amx.pack_grad(layer, i * LARGE_WIDTH, grad.begin() + i * bytes);
+      large_gradient_amx.pack_inputs(layer, (i - outputs) * LARGE_WIDTH, x.begin() + (i - outputs) * bytes);
+    });
+  }
+};
+
+// In pieces of so many outputs and inputs at most: work(piece, scratch).
+template <typename Work>
+void in_pieces(const LargeGradient& layer, int64_t outputs, int64_t inputs, int threads, int64_t scratch, const Work& work) {
+  const int64_t high = over(layer.outputs, outputs), across = over(layer.inputs, inputs);
+  parallel_with_scratch(high * across, threads, scratch, [&](int64_t piece, char* memory) {
+    const int64_t output = piece % high * outputs, input = piece / high * inputs;
+    work(LargeGradientPiece{output, std::min(outputs, layer.outputs - output), input, std::min(inputs, layer.inputs - input)},
+         memory);
+  });
+}
 #endif
 
 }  // namespace
@@ -49,18 +75,23 @@ void large_linear(const LargeLinear& layer, int threads) {
 
 void large_gradient(const LargeGradient& layer, int threads) {
 #ifdef RCNN_AMX
-  const int64_t bytes = layer.width_bytes(), outputs = layer.outputs / LARGE_WIDTH, inputs = layer.inputs / LARGE_WIDTH;
-  const Tiles grad(outputs * bytes), x(inputs * bytes);
-  parallel(outputs + inputs, threads, [&](int64_t i) {
-    if (i < outputs) return large_gradient_amx.pack_grad(layer, i * LARGE_WIDTH, grad.begin() + i * bytes);
-    large_gradient_amx.pack_inputs(layer, (i - outputs) * LARGE_WIDTH, x.begin() + (i - outputs) * bytes);
+  const Packed packed(layer, threads);
+  in_pieces(layer, GRADIENT_OUTPUTS, GRADIENT_INPUTS, threads, 0, [&](const LargeGradientPiece& piece, char*) {
+    large_gradient_amx.multiply(layer, piece, packed.grad.begin(), packed.x.begin());
   });
-  const int64_t high = over(layer.outputs, GRADIENT_OUTPUTS), across = over(layer.inputs, GRADIENT_INPUTS);
-  parallel(high * across, threads, [&](int64_t piece) {
-    const int64_t output = piece % high * GRADIENT_OUTPUTS, input = piece / high * GRADIENT_INPUTS;
-    const LargeGradientPiece part{output, std::min(GRADIENT_OUTPUTS, layer.outputs - output), input,
-                                  std::min(GRADIENT_INPUTS, layer.inputs - input)};
-    large_gradient_amx.multiply(layer, part, grad.begin(), x.begin());
+#else
+  (void)layer, (void)threads;
+#endif
+}
+
+void large_update(const LargeUpdate& layer, int threads) {
+#ifdef RCNN_AMX
+  const LargeGradient& gradient = layer.gradient;
+  const Packed packed(gradient, threads);
+  const int64_t widths = gradient.inputs / LARGE_WIDTH, most = std::max<int64_t>(UPDATE_BYTES / gradient.width_bytes(), 1);
+  const int64_t inputs = over(widths, over(widths, most)) * LARGE_WIDTH;
+  in_pieces(gradient, UPDATE_OUTPUTS, inputs, threads, large_update_sums(inputs), [&](const LargeGradientPiece& piece, char* sums) {
+    large_update_amx(layer, piece, packed.grad.begin(), packed.x.begin(), sums);
   });
 #else
   (void)layer, (void)threads;

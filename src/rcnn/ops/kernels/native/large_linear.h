@@ -55,9 +55,26 @@ struct LargeGradientKernels {
   void (*multiply)(const LargeGradient&, const LargeGradientPiece&, const char* grad, const char* inputs);
 };
 
+// A step of SGD by that gradient, which is never in memory.
+struct LargeUpdate {
+  LargeGradient gradient;  // without a weight
+  Update rule;
+  float *weight, *momentum;  // (outputs, inputs)
+  bfloat16* low;             // receives the new weight
+};
+
+constexpr int64_t LARGE_APART = 16;  // values between rows of sums, which so lie elsewhere in the first cache
+inline int64_t large_update_sums(int64_t inputs) { return LARGE_WIDTH * (inputs + LARGE_APART) * 4; }  // bytes
+
+// Updates the weights of a piece, by sums of one width of outputs at a time.
+using LargeUpdateKernel = void (*)(const LargeUpdate&, const LargeGradientPiece&, const char* grad, const char* inputs,
+                                   char* sums);
+
 extern const LargeLinearKernels large_linear_amx;
 extern const LargeGradientKernels large_gradient_amx;
+extern const LargeUpdateKernel large_update_amx;
 void large_linear(const LargeLinear&, int threads);      // only where there is AMX
 void large_gradient(const LargeGradient&, int threads);  // likewise
+void large_update(const LargeUpdate&, int threads);      // likewise
 
 }  // namespace rcnn

@@ -43,10 +43,33 @@ void large_gradient(ConstArray grad, ConstArray x, Array weight, int threads) {
   rcnn::large_gradient(layer, threads);
 }
 
+// A step of SGD of weight and momentum (F, E) in float32 by the gradient of grad (n, F) and x (n, E); low (F, E) receives
+// the new weight. These three in bfloat16.
+void large_update(ConstArray grad, ConstArray x, Array weight, Array momentum, Array low, float lr, float factor, float decay,
+                  float clip, int threads) {
+  const ConstArray copy(low);
+  bool fits = are_matrices({&grad, &x, &copy}) && grad.shape(0) == x.shape(0) && grad.shape(1) % rcnn::LARGE_WIDTH == 0 &&
+              x.shape(1) % rcnn::LARGE_WIDTH == 0;
+  for (const Array* array : {&weight, &momentum, &low})
+    fits = fits && array->ndim() == 2 && array->shape(0) == grad.shape(1) && array->shape(1) == x.shape(1);
+  if (!fits || weight.dtype() != nb::dtype<float>() || momentum.dtype() != nb::dtype<float>())
+    throw nb::value_error("large_update: shapes, types or the processor do not fit");
+  const rcnn::LargeUpdate layer{{int64_t(x.shape(0)), int64_t(x.shape(1)), int64_t(grad.shape(1)),
+                                 data<const rcnn::bfloat16>(grad), data<const rcnn::bfloat16>(x), nullptr},
+                                {lr, factor, decay, clip},
+                                data<float>(weight),
+                                data<float>(momentum),
+                                data<rcnn::bfloat16>(low)};
+  nb::gil_scoped_release release;
+  rcnn::large_update(layer, threads);
+}
+
 }  // namespace
 
 void bind_large_linear(nanobind::module_& m) {
   m.def("large_linear", &large_linear, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg());
+  m.def("large_update", &large_update, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def("large_gradient", &large_gradient, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
 }
