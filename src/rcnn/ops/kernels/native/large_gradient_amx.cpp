@@ -1,7 +1,8 @@
 // The gradient of the weight of a large linear layer in bfloat16 on AMX's tiles.
 //
-// Its sums are short, one term a row, and its results are as large as the weight: they go to memory past the caches.
-// Two tiles of inputs and two of outputs are multiplied while what was computed before is rounded and written.
+// Its sums are short, one term a row, and its results are as large as the weight: they go to memory past the caches, two
+// tiles of inputs and two of outputs multiplied while what was computed before is rounded and written; or they do not go
+// to memory at all, where the weight is updated by them.
 #include "large_linear.h"
 #include "tiles.h"
 
