@@ -40,11 +40,11 @@ class RoiRules(NamedTuple):
 
 
 def _match(boxes: Tensor, batch: Batch, offset: float) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU of every object (0 in padding) with each box, and the best object's IoU and index."""
+    """IoU with every object (0 in padding), the best object's IoU and index."""
+    # Objects come last: with boxes last, inductor (torch 2.13) compiles `label_anchors` to code that crashes.
     objects, valid = _used(batch.boxes, batch.boxes_valid)
-    # Boxes are many, objects few: with boxes last, what goes over either takes half of the time.
-    overlaps = iou(objects, boxes, offset=offset) * valid[:, :, None]
-    best, index = overlaps.max(dim=1)
+    overlaps = iou(boxes, objects, offset=offset) * valid[:, None, :]
+    best, index = overlaps.max(dim=2)
     return overlaps, best, index
 
 
@@ -79,8 +79,8 @@ def label_anchors(
     if rules.border >= 0:
         candidates = candidates & inside_image(rpn.anchors, batch.image_size, border=rules.border, offset=offset)
     overlaps, best, index = _match(anchors, batch, offset)
-    of_object = (overlaps * candidates[:, None]).amax(dim=2, keepdim=True)
-    is_best = ((overlaps >= of_object - TIE) & (of_object > TIE)).any(dim=1)
+    of_object = (overlaps * candidates[:, :, None]).amax(dim=1, keepdim=True)
+    is_best = ((overlaps >= of_object - TIE) & (of_object > TIE)).any(dim=2)
     if not rules.low_best:
         is_best = is_best & (best >= rules.negative_iou)
     positive = candidates & ((best >= rules.positive_iou) | is_best)
