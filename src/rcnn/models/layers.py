@@ -47,7 +47,7 @@ def convolve(
 
 
 def convolve_and_pool(x: Real[Tensor, "B E H W"], conv: nn.Module) -> Map:
-    """`max_pool(convolve(x, conv, relu=True), 2, stride=2)`, as one kernel where no gradient passes."""
+    """`max_pool(convolve(x, conv, relu=True), 2, stride=2)`, as one kernel where that is faster."""
     if isinstance(conv, FusedConv):
         return conv(x, relu=True, pool=True)
     if isinstance(conv, nn.Conv2d) and conv.bias is not None and not torch.compiler.is_compiling():
@@ -61,7 +61,7 @@ def convolve_and_pool(x: Real[Tensor, "B E H W"], conv: nn.Module) -> Map:
 
 
 def convolve_pictures(x: Float[Tensor, "B 3 H W"], first: nn.Module, second: nn.Module) -> Map:
-    """`convolve_and_pool(convolve(x, first, relu=True), second)`, as one kernel where no gradient passes."""
+    """`convolve_and_pool(convolve(x, first, relu=True), second)`, as one kernel where that is faster."""
     (x,) = _as_autocast(x)
     if isinstance(first, FusedConv) and isinstance(second, FusedConv):
         run = _fused_stem(x, first, second)

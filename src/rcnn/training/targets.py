@@ -41,7 +41,7 @@ class RoiRules(NamedTuple):
 
 def _match(boxes: Tensor, batch: Batch, offset: float) -> tuple[Tensor, Tensor, Tensor]:
     """IoU with every object (0 in padding), the best object's IoU and index."""
-    # Objects come last: with boxes last, inductor (torch 2.13) compiles `label_anchors` to code that crashes.
+    # Objects come last: with boxes last, inductor (torch 2.13) compiles the training step to code that crashes.
     objects, valid = _used(batch.boxes, batch.boxes_valid)
     overlaps = iou(boxes, objects, offset=offset) * valid[:, None, :]
     best, index = overlaps.max(dim=2)
